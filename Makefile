@@ -1,0 +1,85 @@
+# The commands of this project; `make help` lists them.
+# PYTHON chooses the interpreter the environment is made with: make tutorial PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip --disable-pip-version-check -qq
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^cpu = \["\(torch==[0-9.]*\)"\].*/\1/p' pyproject.toml)
+TEST_ENV := COUNTDOWN_PROFILE=cpu-short COUNTDOWN_DATA=shipped \
+	COUNTDOWN_RUNS="$(CURDIR)/runs/test" HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help tutorial test lab test-gpu clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+tutorial: $(STAMP)  ## run every notebook; results under runs/tutorial/
+	@$(PY) -m helpers.tutorial
+
+test: $(STAMP)  ## lint, unit tests, and every notebook in its short CPU form
+	@rm -rf runs/test
+	@failed=; \
+	echo "== ruff: code and notebooks"; \
+	$(VENV)/bin/ruff check . || failed="$$failed ruff"; \
+	echo "== unit tests"; \
+	$(TEST_ENV) $(PY) -m pytest tests || failed="$$failed unit-tests"; \
+	echo "== notebooks: every cell runs, marked outputs are compared"; \
+	$(TEST_ENV) $(PY) -m pytest --nbval-lax --nbval-current-env notebooks \
+		|| failed="$$failed notebooks"; \
+	echo "Left out here: tests marked gpu and the GPU profiles (on a GPU machine: make test-gpu)."; \
+	test -z "$$failed" || { echo "make test FAILED in:$$failed" >&2; exit 1; }
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
+
+test-gpu:  ## the tests that need a GPU, in the activated environment of environment.yml
+	@$(PYTHON) -c 'import pytest, torch, helpers' 2>/dev/null || { \
+	echo "test-gpu runs in the GPU environment, not in .venv: conda env create -f environment.yml &&" \
+	"conda activate countdown-grpo" >&2; exit 1; }
+	@$(PYTHON) -m pytest -m gpu tests || { status=$$?; test $$status -eq 5 || exit $$status; \
+	echo "No test is marked gpu: nothing ran."; }
+
+clean:  ## remove the environment, caches and the tests' runs (keeps your other runs)
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test
+	find helpers tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+		-prune -exec rm -rf {} +
+
+# The pinned CPU set. The versions come from environment.yml's list, all but torch and the
+# libraries that only torch's CUDA build asks for (its CPU version asks for others or none).
+$(STAMP): pyproject.toml environment.yml
+	@command -v $(PYTHON) >/dev/null || { \
+	echo "No '$(PYTHON)' found. Install Python 3.11 or newer, or name it: make tutorial PYTHON=python3.12" >&2; \
+	exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is \
+	needed, $(PYTHON) is %d.%d. Name a newer one: make tutorial PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Setting up $(VENV) ($$($(PYTHON) --version), CPU packages): 1 to 5 minutes, 2 GB on disk."
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@sed -n 's/^ *- \([A-Za-z0-9_.-]*==.*\)$$/\1/p' environment.yml \
+		| grep -vE '^(torch|triton|nvidia-|cuda-)' > $(VENV)/constraints.txt
+	@echo "  1/3 build tools"
+	@$(PIP) install --retries 1 --timeout 20 -c $(VENV)/constraints.txt setuptools wheel \
+	2> $(VENV)/pip.log || { \
+	echo "pip cannot reach a package index. Connect to the network, or point pip at a mirror" >&2; \
+	echo "(PIP_INDEX_URL=address) or a folder of wheels (PIP_NO_INDEX=1 PIP_FIND_LINKS=folder)," >&2; \
+	echo "then run the same command again. pip's own words:" >&2; cat $(VENV)/pip.log >&2; exit 1; }
+	@echo "  2/3 $(TORCH)"
+	@if [ "$$(uname -s)" != Linux ]; then $(PIP) install $(TORCH); \
+	elif $(PY) -c 'import urllib.request; urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=5)' \
+		>/dev/null 2>&1; \
+	then $(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH); \
+	else echo "      $(TORCH_INDEX) cannot be reached: taking torch from pip's own index"; \
+	$(PIP) install --no-deps $(TORCH); fi || { \
+	echo "torch could not be installed (pip's own words are above): run the same command again," >&2; \
+	echo "or put a wheel of $(TORCH) in a folder and name it in PIP_FIND_LINKS." >&2; exit 1; }
+	@echo "  3/3 everything else"
+	@$(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e '.[cpu,dev]' || { \
+	echo "The installation did not finish (pip's own words are above). After a broken" >&2; \
+	echo "connection run the same command again: what has been downloaded is kept." >&2; exit 1; }
+	@! ls -d $(VENV)/lib/python*/site-packages/nvidia >/dev/null 2>&1 || \
+	echo "      Note: this index gave torch's CUDA build: it works on a CPU, but takes more disk."
+	@touch $@
+	@echo "Set up: $$($(PY) -m pip list --format=freeze 2>/dev/null | wc -l) packages in $(VENV)."

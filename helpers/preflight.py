@@ -1,0 +1,233 @@
+"""Say what is missing before it is missed: ``python -m helpers.preflight [PROFILE]``.
+
+Every check gives one line: ``OK``, ``SKIP``, or ``FAIL`` with the remedy after an arrow.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import urllib.request
+from importlib import metadata
+
+from helpers.paths import RUNS, show
+
+PROJECT = "countdown-grpo"
+PYTHON_NEEDED = (3, 11)
+DRIVER_NEEDED = (580, 65)  # the oldest that runs CUDA 13
+CUDA_NEEDED = "13"
+CAPABILITY_NEEDED = (8, 0)  # vLLM has no attention kernel for older GPUs
+GIB = 1 << 30
+
+
+def _text(version):
+    return ".".join(map(str, version))
+
+
+def _python(profile):
+    version = tuple(sys.version_info[:3])
+    if version < PYTHON_NEEDED:
+        return "FAIL", f"Python {_text(version)}", f"install {_text(PYTHON_NEEDED)} or newer"
+    return "OK", f"Python {_text(version)}", ""
+
+
+def _packages(profile):
+    from packaging.requirements import Requirement
+
+    install = ("make the environment of environment.yml, or on Colab run the set-up cell again"
+               if profile.needs_gpu else "run `make tutorial`, or `pip install -e '.[cpu]'`")
+    try:
+        pinned = [Requirement(text) for text in metadata.requires(PROJECT)]
+    except metadata.PackageNotFoundError:
+        return "FAIL", "the helpers are not installed", install
+    # On a CPU either torch will do: a GPU environment runs the CPU profile too.
+    extras = ("", "gpu") if profile.needs_gpu else ("", "cpu")
+    wanted = [p for p in pinned if not p.marker
+              or any(p.marker.evaluate({"extra": extra}) for extra in extras)]
+    wrong = []
+    for pin in wanted:
+        specifiers = [pin.specifier]
+        if pin.name == "torch" and not profile.needs_gpu:
+            specifiers = [p.specifier for p in pinned if p.name == "torch"]
+        try:
+            version = metadata.version(pin.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{pin.name} missing")
+            continue
+        if not any(s.contains(version, prereleases=True) for s in specifiers):
+            wrong.append(f"{pin.name} {version} (pinned {pin.specifier})")
+    if wrong:
+        return "FAIL", f"packages: {', '.join(wrong)}", install
+    return "OK", f"packages: {len(wanted)} at their pinned versions", ""
+
+
+def runs_folder(needed):
+    """Check the folder that runs are written to.
+
+    Parameters
+    ----------
+    needed : float
+        Free space needed, in GiB.
+
+    Yields
+    ------
+    tuple of (str, str, str)
+        Status, what was found, and the remedy (empty unless the status is ``FAIL``).
+    """
+    try:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=RUNS) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        yield ("FAIL", f"{show(RUNS)}/ cannot be written to ({error.strerror})",
+               "make it writable, or name another folder in COUNTDOWN_RUNS")
+        return
+    yield "OK", f"{show(RUNS)}/ can be written to", ""
+    free = shutil.disk_usage(RUNS).free / GIB
+    line = f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed} GiB needed"
+    if free >= needed:
+        yield "OK", line, ""
+    else:
+        yield "FAIL", line, "free some space, or name a folder on another disk in COUNTDOWN_RUNS"
+
+
+def _machine(profile):
+    import psutil
+
+    needed = 8 if profile.needs_gpu else 2
+    free = psutil.virtual_memory().available / GIB
+    line = f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed"
+    return ("OK", line, "") if free >= needed else (
+        "FAIL", line, "close other programs and kernels")
+
+
+def _driver(profile):
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return "FAIL", "driver: nvidia-ml-py is missing", "install the GPU set of environment.yml"
+    try:
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError as error:
+        return ("FAIL", f"driver: no NVIDIA driver found ({error})",
+                "on Colab choose a GPU runtime; elsewhere install the driver, or use profile cpu")
+    if tuple(int(part) for part in version.split(".")[:2]) < DRIVER_NEEDED:
+        return ("FAIL", f"driver {version}: too old for CUDA {CUDA_NEEDED}",
+                f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
+    return "OK", f"driver {version}", ""
+
+
+def _torch_build(profile):
+    # A label such as +cu128 does not count when pip compares versions, so it is looked at here.
+    again = ("reinstall torch, torchvision and torchaudio together from the package index, "
+             "then restart the kernel")
+    try:
+        builds = {p: metadata.version(p) for p in ("torch", "torchvision", "torchaudio")}
+    except metadata.PackageNotFoundError as error:
+        return "FAIL", f"torch's CUDA build: {error.name} is not installed", again
+    wrong = [f"{package} {version}" for package, version in builds.items()
+             if "+" in version and not version.split("+")[1].startswith("cu" + CUDA_NEEDED)]
+    if not wrong:
+        try:
+            import torch
+        except (ImportError, OSError) as error:
+            return "FAIL", f"torch cannot be imported ({type(error).__name__})", again
+        cuda = torch.version.cuda
+        if cuda and cuda.split(".")[0] == CUDA_NEEDED:
+            return "OK", f"torch {torch.__version__}, built for CUDA {cuda}", ""
+        wrong = [f"torch built for {'CUDA ' + cuda if cuda else 'the CPU only'}"]
+    return "FAIL", f"CUDA {CUDA_NEEDED} builds needed, found {', '.join(wrong)}", again
+
+
+def _gpu(profile):
+    """Check the GPU's kind and memory, once there is one that torch can use."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield ("FAIL", "GPU: torch finds none",
+               "on Colab choose a GPU runtime, else see CUDA_VISIBLE_DEVICES, or use profile cpu")
+        return
+    capability = torch.cuda.get_device_capability()
+    line = f"GPU {torch.cuda.get_device_name()}, compute capability {_text(capability)}"
+    if profile.uses_vllm and capability < CAPABILITY_NEEDED:
+        yield ("FAIL", f"{line}: vLLM has no attention kernel for it",
+               f"use a GPU of {_text(CAPABILITY_NEEDED)} or newer (A100, L4), or sample without "
+               "vLLM")
+    else:
+        yield "OK", line, ""
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        yield "OK", "GPU computes in bfloat16", ""
+    else:
+        yield ("FAIL", "GPU does not compute in bfloat16",
+               f"use a GPU of compute capability {_text(CAPABILITY_NEEDED)} or newer")
+    free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
+    line = (f"GPU memory: {free:.1f} of {total:.1f} GiB free, {profile.min_gpu_gib:g} GiB needed")
+    if free >= profile.min_gpu_gib:
+        yield "OK", line, ""
+    else:
+        yield "FAIL", line, "stop other kernels that hold the GPU, or use a smaller profile"
+
+
+def _hub(profile):
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "SKIP", "Hub: HF_HUB_OFFLINE is set, only models in the cache can be loaded", ""
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=10).close()
+    except OSError:
+        return ("FAIL", "Hub: the Hugging Face Hub cannot be reached",
+                "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache")
+    return "OK", "Hub can be reached", ""
+
+
+def _results(profile):
+    yield _python(profile)
+    yield _packages(profile)
+    yield from runs_folder(15 if profile.needs_gpu else 1)
+    yield _machine(profile)
+    if not profile.needs_gpu:
+        yield "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
+        return
+    yield _driver(profile)
+    build = _torch_build(profile)
+    yield build
+    if build[0] == "OK":
+        yield from _gpu(profile)
+    else:
+        yield "SKIP", "GPU: not looked at until torch is right", ""
+    yield _hub(profile)
+
+
+def preflight(profile):
+    """Print a line for everything a profile needs, and stop where something is missing.
+
+    Parameters
+    ----------
+    profile : helpers.profiles.Profile
+        What is going to be run (its ``name``, ``needs_gpu``, ``uses_vllm``, ``min_gpu_gib``).
+
+    Raises
+    ------
+    RuntimeError
+        If a check failed; its printed line says what to do.
+    """
+    print(f"Preflight for profile {profile.name}")
+    failed = 0
+    for status, line, remedy in _results(profile):
+        failed += status == "FAIL"
+        print(f"{status:4} {line}" + (f" -> {remedy}" if remedy else ""))
+    if failed:
+        raise RuntimeError(f"{failed} of the checks above failed: follow the arrows, then run "
+                           "this again")
+
+
+if __name__ == "__main__":
+    from helpers import profiles
+
+    try:
+        preflight(profiles.choose(*sys.argv[1:2]))
+    except (RuntimeError, ValueError) as stop:
+        sys.exit(str(stop))

@@ -1,0 +1,32 @@
+"""What all tests share: a backend without a window, and the rule for tests marked gpu."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def _gpu():
+    """Return the GPU's name, or None; torch is imported only where a test asks for a GPU."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def pytest_collection_modifyitems(config, items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    config.gpu_line = f"GPU tests: {len(marked)}, run on {_gpu()}"
+    if _gpu() is None:
+        config.gpu_line = f"GPU tests: {len(marked)} left out, torch finds no GPU here"
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none here"))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if hasattr(config, "gpu_line"):
+        terminalreporter.write_line(config.gpu_line)

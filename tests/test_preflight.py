@@ -1,0 +1,178 @@
+"""Every check of the preflight, passing and failing; only what it reads is replaced."""
+
+import collections
+import sys
+import types
+from importlib import metadata
+from urllib.error import URLError
+
+import pytest
+
+from helpers import preflight as module
+from helpers.preflight import preflight
+
+Profile = collections.namedtuple("Profile", "name needs_gpu uses_vllm min_gpu_gib")
+CPU = Profile("cpu", False, False, 0)
+GPU = Profile("a100", True, True, 20)
+PACKAGES = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
+NVMLError = type("NVMLError", (Exception,), {})
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine on which the GPU profile passes; tests break one thing each."""
+    state = types.SimpleNamespace(
+        driver="580.82.07", cuda="13.0", available=True, capability=(8, 0), bf16=True,
+        free=39 << 30, versions=dict(PACKAGES), hub_down=False)
+    pins = module.metadata.requires(module.PROJECT)
+    real = metadata.version
+
+    def version(name):
+        if name in state.versions:
+            if state.versions[name] is None:
+                raise metadata.PackageNotFoundError(name)
+            return state.versions[name]
+        pinned = [p.split("==")[1].split(";")[0].strip() for p in pins
+                  if p.split("==")[0].replace("-", "_") == name.replace("-", "_")]
+        return pinned[0] if pinned else real(name)
+
+    def driver():
+        if state.driver is None:
+            raise NVMLError("not loaded")
+        return state.driver
+
+    def urlopen(request, timeout):
+        if state.hub_down:
+            raise URLError("unreachable")
+        return types.SimpleNamespace(close=lambda: None)
+
+    cuda = types.SimpleNamespace(
+        is_available=lambda: state.available, get_device_capability=lambda: state.capability,
+        get_device_name=lambda: "A GPU", mem_get_info=lambda: (state.free, 40 << 30),
+        is_bf16_supported=lambda including_emulation: state.bf16)
+    torch = types.ModuleType("torch")
+    torch.cuda, torch.__version__ = cuda, "2.11.0"
+    torch.version = type("version", (), {"cuda": property(lambda self: state.cuda)})()
+    nvml = types.SimpleNamespace(nvmlInit=lambda: None, nvmlSystemGetDriverVersion=driver,
+                                 NVMLError=NVMLError)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(module.metadata, "version", version)
+    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    usage = collections.namedtuple("usage", "total used free")
+    state.disk = 100 << 30
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(1 << 40, 0, state.disk))
+    state.memory = 100 << 30
+    monkeypatch.setattr("psutil.virtual_memory",
+                        lambda: types.SimpleNamespace(available=state.memory))
+    return state
+
+
+def fails(profile, capsys):
+    """Run the preflight, which has to stop; return its FAIL lines."""
+    with pytest.raises(RuntimeError, match="of the checks above failed"):
+        preflight(profile)
+    lines = [li for li in capsys.readouterr().out.splitlines() if li.startswith("FAIL")]
+    assert all(" -> " in line for line in lines), "a FAIL without its remedy"
+    return lines
+
+
+def test_all_is_well_with_a_gpu(machine, capsys):
+    preflight(GPU)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 and all(line.startswith("OK ") for line in lines[1:])
+
+
+def test_cpu_profile_skips_the_gpu_and_needs_no_torch(machine, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import would raise
+    preflight(CPU)
+    out = capsys.readouterr().out
+    assert "SKIP GPU and Hub: profile cpu needs neither" in out and "FAIL" not in out
+
+
+def test_cpu_profile_on_this_machine(capsys):
+    preflight(CPU)
+    assert "FAIL" not in capsys.readouterr().out
+
+
+BROKEN = [
+    ("driver", "570.86.15", "driver 570.86.15: too old for CUDA 13"),
+    ("driver", None, "no NVIDIA driver found"),
+    ("available", False, "GPU: torch finds none"),
+    ("capability", (7, 5), "compute capability 7.5: vLLM has no attention kernel"),
+    ("bf16", False, "GPU does not compute in bfloat16"),
+    ("free", 10 << 30, "GPU memory: 10.0 of 40.0 GiB free, 20 GiB needed"),
+    ("cuda", "12.8", "torch built for CUDA 12.8"),
+    ("cuda", None, "torch built for the CPU only"),
+    ("hub_down", True, "the Hugging Face Hub cannot be reached"),
+    ("disk", 2 << 30, "2.0 GiB free"),
+    ("memory", 1 << 30, "1.0 GiB of memory free, 8 GiB needed"),
+]
+
+
+@pytest.mark.parametrize(("what", "value", "line"), BROKEN)
+def test_one_thing_broken_gives_one_fail(machine, capsys, what, value, line):
+    setattr(machine, what, value)
+    (failed,) = fails(GPU, capsys)
+    assert line in failed
+
+
+def test_old_gpu_passes_where_vllm_is_not_used(machine, capsys):
+    machine.capability = (7, 5)
+    preflight(GPU._replace(uses_vllm=False))
+    assert "FAIL" not in capsys.readouterr().out
+
+
+def test_preinstalled_cuda_12_builds_are_seen_though_pip_is_content(machine, capsys):
+    machine.versions |= {"torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128"}
+    (failed,) = fails(GPU, capsys)
+    assert "found torch 2.11.0+cu128, torchvision 0.26.0+cu128 ->" in failed
+
+
+def test_torch_missing(machine, capsys):
+    machine.versions["torch"] = None
+    failed = fails(GPU, capsys)
+    assert "torch missing" in failed[0] and "torch is not installed" in failed[1]
+
+
+@pytest.mark.parametrize(("version", "line"), [
+    ("1.15.0", "trl 1.15.0 (pinned ==1.14.2)"), (None, "trl missing")])
+def test_package_at_another_version(machine, capsys, version, line):
+    machine.versions["trl"] = version
+    (failed,) = fails(CPU, capsys)
+    assert line in failed and "make tutorial" in failed
+
+
+def test_cpu_profile_takes_either_torch_but_no_third(machine, capsys):
+    for version in ("2.11.0", "2.13.0+cpu"):
+        machine.versions["torch"] = version
+        preflight(CPU)
+    machine.versions["torch"] = "2.9.1"
+    assert "torch 2.9.1" in fails(CPU, capsys)[0]
+
+
+def test_helpers_not_installed(machine, capsys, monkeypatch):
+    def requires(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.metadata, "requires", requires)
+    assert "the helpers are not installed" in fails(CPU, capsys)[0]
+
+
+def test_old_python(machine, capsys, monkeypatch):
+    monkeypatch.setattr(module.sys, "version_info", (3, 10, 4, "final", 0))
+    assert "Python 3.10.4 -> install 3.11 or newer" in fails(CPU, capsys)[0]
+
+
+def test_runs_not_writable(machine, capsys):
+    module.RUNS.write_text("a file is in the way")
+    assert "runs/ cannot be written to" in fails(CPU, capsys)[0]
+
+
+def test_offline_hub_is_skipped(machine, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    machine.hub_down = True
+    preflight(GPU)
+    assert "SKIP Hub: HF_HUB_OFFLINE" in capsys.readouterr().out
