@@ -1,0 +1,132 @@
+"""Supervised training on solver traces: the form and the check, before reinforcement learning.
+
+``python -m helpers.coldstart`` makes the CPU profile's checkpoint, data/cold_start/cpu.
+"""
+
+import json
+import time
+
+from helpers import profiles
+from helpers.dataset import load_split
+from helpers.paths import DATA, ROOT, show
+from helpers.prompts import build_messages
+from helpers.traces import examples
+
+
+def training_rows(tokenizer, puzzles, settings, seed=0):
+    """Return a Dataset of traces as token ids, with labels on the completion alone.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        With a chat template.
+    puzzles : pandas.DataFrame
+        Columns ``nums`` and ``target``: training puzzles only.
+    settings : helpers.profiles.ColdStart
+        How many traces, and of what kind.
+    seed : int
+        Seed of the traces.
+    """
+    from datasets import Dataset
+
+    rows = examples(
+        puzzles,
+        settings.examples,
+        seed,
+        hit_rate=settings.hit_rate,
+        max_tries=settings.max_tries,
+        max_value=settings.max_value,
+    )
+    prompts = tokenizer.apply_chat_template(
+        [build_messages(row["nums"], row["target"]) for row in rows],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    options = {"add_special_tokens": False}
+    prompt_ids = tokenizer(prompts, **options)["input_ids"]
+    trace_ids = tokenizer([row["trace"] for row in rows], **options)["input_ids"]
+    end = [tokenizer.eos_token_id]
+    pairs = list(zip(prompt_ids, trace_ids, strict=True))
+    return Dataset.from_dict(
+        {
+            "input_ids": [prompt + trace + end for prompt, trace in pairs],
+            "labels": [[-100] * len(prompt) + trace + end for prompt, trace in pairs],
+        }
+    )
+
+
+def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
+    """Train `model` in place on `rows` with trl's SFTTrainer; return its log.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or peft.PeftModel
+        What is trained.
+    rows : datasets.Dataset
+        From `training_rows`.
+    settings : helpers.profiles.ColdStart
+        Steps, batch and learning rate.
+    output_dir : path
+        Where the trainer may write; it saves nothing there.
+    **options
+        Further arguments of SFTConfig.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=str(output_dir),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.steps // 20,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="no",
+        report_to="none",
+        logging_steps=max(1, settings.steps // 40),
+        seed=seed,
+        **options,
+    )
+    trainer = SFTTrainer(
+        model=model, args=config, train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+def main():
+    """Make the CPU profile's checkpoint from nothing."""
+    import torch
+
+    from helpers.runs import environment
+    from helpers.tiny import build_model, build_tokenizer
+
+    profile = profiles.CPU
+    settings = profile.cold_start
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed=0)
+    rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)
+    print(f"{len(rows)} traces, {sum(p.numel() for p in model.parameters()):,} parameters")
+    start = time.monotonic()
+    on_cpu = not torch.cuda.is_available()
+    log = train(model, tokenizer, rows, settings, ROOT / "runs" / "cold_start",
+                use_cpu=on_cpu, bf16=False)
+    folder = DATA / "cold_start" / "cpu"
+    model.to("cpu").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record = {
+        "command": "python -m helpers.coldstart",
+        "settings": profiles.settings(profile)["cold_start"],
+        "seconds": round(time.monotonic() - start, 1),
+        "last_loss": round(log[-1]["loss"], 4),
+        **environment(),
+    }
+    (folder / "cold_start.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{show(folder)}: last loss {record['last_loss']}, {record['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Sample completions on held-out puzzles, grade them, and count with intervals."""
+
+import random
+
+import pandas as pd
+
+from helpers.prompts import build_messages
+from helpers.rewards import is_correct
+
+
+def sample_completions(model, tokenizer, profile, puzzles, temperature, seed=0, batch=512):
+    """Sample one completion for every puzzle and grade it.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The policy; with vLLM, Unsloth's model with its ``fast_generate``.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The model's.
+    profile : helpers.profiles.Profile
+        Gives the longest completion, in tokens, and whether vLLM samples.
+    puzzles : pandas.DataFrame
+        Columns ``nums`` and ``target``.
+    temperature : float
+        0 takes the likeliest token each time.
+    seed : int
+        Seed of the sampling and of the order in which the numbers are shown.
+    batch : int
+        Prompts sampled together (transformers only).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a puzzle: ``temperature, sample, nums, target, completion, tokens, correct``.
+    """
+    rng = random.Random(seed)
+    rows = [
+        {
+            "temperature": float(temperature),
+            "sample": seed,
+            "nums": [int(n) for n in rng.sample(list(nums), len(nums))],
+            "target": int(target),
+        }
+        for nums, target in zip(puzzles["nums"], puzzles["target"], strict=True)
+    ]
+    messages = [build_messages(row["nums"], row["target"]) for row in rows]
+    prompts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    draw = _with_vllm if profile.uses_vllm else _with_transformers
+    completions = draw(model, tokenizer, profile, prompts, temperature, seed, batch)
+    for row, (text, tokens) in zip(rows, completions, strict=True):
+        row |= {"completion": text, "tokens": tokens}
+        row["correct"] = is_correct(text, row["nums"], row["target"])
+    return pd.DataFrame(rows)
+
+
+def _with_transformers(model, tokenizer, profile, prompts, temperature, seed, batch):
+    import torch
+
+    torch.manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    sampling = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    found = []
+    for start in range(0, len(prompts), batch):
+        part = tokenizer(
+            prompts[start : start + batch],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_token_type_ids=False,
+        ).to(model.device)
+        with torch.no_grad():
+            ids = model.generate(
+                **part,
+                **sampling,
+                max_new_tokens=profile.max_completion_length,
+                pad_token_id=tokenizer.pad_token_id,
+            )[:, part["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        lengths = (ids != tokenizer.pad_token_id).sum(dim=1).tolist()
+        found += list(zip(texts, lengths, strict=True))
+    model.train(was_training)
+    return found
+
+
+def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=temperature,
+        top_p=1.0,
+        top_k=-1,
+        max_tokens=profile.max_completion_length,
+        seed=seed,
+    )
+    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    adapter = model.load_lora("evaluated_adapter", load_tensors=True)
+    outputs = model.fast_generate(
+        [{"prompt_token_ids": i} for i in ids], sampling_params=sampling, lora_request=adapter
+    )
+    return [(o.outputs[0].text, len(o.outputs[0].token_ids)) for o in outputs]
+
+
+def evaluate(model, tokenizer, profile, puzzles, stage, temperatures=(1.0, 0.6, 0.0), seed=0):
+    """Sample every puzzle once at each temperature and return the graded rows.
+
+    Parameters
+    ----------
+    stage : str
+        "before" or "after"; a column of the result.
+    temperatures : sequence of float
+        Each gives one completion a puzzle.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of `sample_completions`, with the column ``stage`` in front.
+    """
+    frames = [
+        sample_completions(model, tokenizer, profile, puzzles, temperature, seed)
+        for temperature in temperatures
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    frame.insert(0, "stage", stage)
+    return frame
+
+
+def success(frame, by=("stage", "temperature")):
+    """Return the success rate of each group with its 95 % Wilson interval.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Graded rows.
+    by : sequence of str
+        The columns that make a group.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Index `by`; columns ``n, correct, rate, low, high`` (rates between 0 and 1).
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    table = frame.groupby(list(by), sort=False)["correct"].agg(n="size", correct="sum")
+    table["rate"] = table["correct"] / table["n"]
+    table["low"], table["high"] = proportion_confint(table["correct"], table["n"], method="wilson")
+    return table
+
+
+def regrade(frame):
+    """Grade recorded completions again with the reward of today; return a boolean Series."""
+    graded = [
+        is_correct(row.completion, [int(n) for n in row.nums], int(row.target))
+        for row in frame.itertuples()
+    ]
+    return pd.Series(graded, index=frame.index)

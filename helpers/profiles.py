@@ -1,0 +1,238 @@
+"""One profile for each kind of machine: the only settings that differ between them."""
+
+import os
+from dataclasses import asdict, dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Supervised training on solver traces, before any reinforcement learning."""
+
+    examples: int  # traces written
+    steps: int  # optimiser steps
+    batch: int  # traces a step
+    learning_rate: float
+    hit_rate: float  # share of tries that are a real solution
+    max_tries: int  # tries before a trace gives up
+    max_value: int  # largest value that a try passes through
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that training and evaluation need to know about a machine and its model."""
+
+    name: str
+    model: str  # a Hub name, or a folder of this repository
+    revision: str | None  # the Hub's commit
+    puzzles: str  # data/puzzles/<puzzles>-{train,validation,test}.parquet
+    cold_start: ColdStart | None
+    quantisation: str | None  # "nf4": 4-bit weights under LoRA
+    lora_rank: int  # 0: every weight is trained
+    group_size: int  # completions a prompt
+    prompts_per_step: int
+    micro_batch: int  # completions in one forward and backward pass
+    max_prompt_length: int  # tokens
+    max_completion_length: int  # tokens
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    save_every: int  # steps between checkpoints
+    mask_truncated: bool  # True: a cut-off completion gives no gradient
+    uses_vllm: bool
+    min_gpu_gib: float  # 0: no GPU needed
+    gpu_memory_utilization: float  # share of the card that vLLM may take
+    measured_on: str
+    temperature: float = 1.0
+    loss_type: str = "dapo"
+    beta: float = 0.0  # no KL term, so no reference model in memory
+    epsilon: float = 0.2
+    epsilon_high: float = 0.28
+
+    @property
+    def needs_gpu(self):
+        """Whether the profile runs on a GPU only."""
+        return self.min_gpu_gib > 0
+
+    @property
+    def completions_per_step(self):
+        """Completions that one optimiser step learns from."""
+        return self.group_size * self.prompts_per_step
+
+    @property
+    def accumulation_steps(self):
+        """Forward and backward passes that one optimiser step adds up."""
+        return self.completions_per_step // self.micro_batch
+
+    def __post_init__(self):
+        """Refuse a batch that does not divide: a trainer would silently round it."""
+        if self.completions_per_step % self.micro_batch:
+            raise ValueError(
+                f"profile {self.name}: {self.group_size} completions x {self.prompts_per_step} "
+                f"prompts do not divide into micro-batches of {self.micro_batch}; change one"
+            )
+
+    def describe(self):
+        """Print the batch arithmetic and the settings that matter in training."""
+        print(
+            f"profile {self.name}: {self.model}\n"
+            f"  {self.prompts_per_step} prompts x {self.group_size} completions = "
+            f"{self.completions_per_step} completions a step, in {self.accumulation_steps} "
+            f"pass(es) of {self.micro_batch}\n"
+            f"  {self.steps} steps at learning rate {self.learning_rate:g}, completions of at most "
+            f"{self.max_completion_length} tokens, checkpoint every {self.save_every} steps\n"
+            f"  weights: {self.quantisation or 'full precision'}, "
+            f"{f'LoRA rank {self.lora_rank}' if self.lora_rank else 'all trained'}; "
+            f"sampling: {'vLLM' if self.uses_vllm else 'transformers'}\n"
+            f"  {self.measured_on}"
+        )
+
+
+CPU = Profile(
+    name="cpu",
+    model="data/cold_start/cpu",
+    revision=None,
+    puzzles="cpu",
+    cold_start=ColdStart(
+        examples=100_000,
+        steps=8_000,
+        batch=32,
+        learning_rate=3e-3,
+        hit_rate=0.2,
+        max_tries=8,
+        max_value=144,
+    ),
+    quantisation=None,
+    lora_rank=0,
+    group_size=16,
+    prompts_per_step=8,
+    micro_batch=128,
+    max_prompt_length=16,
+    max_completion_length=144,
+    learning_rate=1e-4,
+    warmup_steps=0,
+    steps=150,
+    save_every=25,
+    mask_truncated=False,
+    uses_vllm=False,
+    min_gpu_gib=0.0,
+    gpu_memory_utilization=0.0,
+    measured_on="measured on 2 CPU cores: data/reference_runs/cpu-seed*",
+)
+
+# What the tests run: long enough for a gain that is larger than noise, and no longer.
+CPU_SHORT = replace(CPU, name="cpu-short", steps=40, save_every=10, prompts_per_step=4,
+                    micro_batch=64, learning_rate=2e-4)
+
+SMOLLM2 = Profile(
+    name="smollm2",
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+    puzzles="3to4",
+    cold_start=ColdStart(
+        examples=40_000,
+        steps=600,
+        batch=64,
+        learning_rate=1e-3,
+        hit_rate=0.3,
+        max_tries=8,
+        max_value=999,
+    ),
+    quantisation="nf4",
+    lora_rank=32,
+    group_size=16,
+    prompts_per_step=16,
+    micro_batch=32,
+    max_prompt_length=256,
+    max_completion_length=384,
+    learning_rate=1e-4,
+    warmup_steps=5,
+    steps=200,
+    save_every=25,
+    mask_truncated=True,
+    uses_vllm=True,
+    min_gpu_gib=14.0,
+    gpu_memory_utilization=0.3,
+    measured_on="not measured yet",
+)
+
+A100 = Profile(
+    name="a100",
+    model="Qwen/Qwen2.5-3B-Instruct",
+    revision="aa8e72537993ba99e69dfaafa59ed015b17504d1",
+    puzzles="3to4",
+    cold_start=None,  # the instruct model writes the form often enough to start from
+    quantisation="nf4",
+    lora_rank=32,
+    group_size=8,
+    prompts_per_step=8,
+    micro_batch=8,
+    max_prompt_length=256,
+    max_completion_length=1024,
+    learning_rate=1e-5,
+    warmup_steps=20,
+    steps=500,
+    save_every=25,
+    mask_truncated=True,
+    uses_vllm=True,
+    min_gpu_gib=38.0,
+    gpu_memory_utilization=0.5,
+    measured_on="Qwen2.5-3B's weights were not at hand: learning is not measured",
+)
+
+PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
+
+
+def choose(name=None):
+    """Return the profile for this machine and print why it was chosen.
+
+    Parameters
+    ----------
+    name : str, optional
+        A profile's name. Without it the variable COUNTDOWN_PROFILE decides, else the hardware.
+
+    Raises
+    ------
+    ValueError
+        If there is no such profile.
+    RuntimeError
+        If the profile needs a GPU and this machine has none that torch can use.
+    """
+    reason = "asked for"
+    if name is None and os.environ.get("COUNTDOWN_PROFILE"):
+        name, reason = os.environ["COUNTDOWN_PROFILE"], "COUNTDOWN_PROFILE says so"
+    if name is not None and name not in PROFILES:
+        raise ValueError(f"no profile is called {name!r}; choose one of {', '.join(PROFILES)}")
+    gib = _gpu_gib()
+    if name is None:
+        fitting = [p for p in (A100, SMOLLM2) if gib >= p.min_gpu_gib]
+        name = fitting[0].name if fitting else CPU.name
+        reason = f"the GPU has {gib:.0f} GiB" if gib else "no GPU was found"
+    profile = PROFILES[name]
+    if profile.needs_gpu and gib == 0:
+        raise RuntimeError(
+            f"profile {name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch finds none. "
+            "Use COUNTDOWN_PROFILE=cpu here, or a machine with a GPU and the environment of "
+            "environment.yml"
+        )
+    print(f"Profile {name} ({reason})")
+    return profile
+
+
+def settings(profile):
+    """Return a profile as a plain dict, as a run's config.json holds it."""
+    return asdict(profile)
+
+
+def differences(profile, saved):
+    """Return the names of the settings in which a saved profile differs from this one."""
+    here = settings(profile)
+    return sorted(f.name for f in fields(profile) if saved.get(f.name) != here[f.name])
+
+
+def _gpu_gib():
+    """Memory of the first GPU in GiB; 0 without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.get_device_properties(0).total_memory / 2**30

@@ -1,0 +1,89 @@
+"""What the model is asked, and how its completion is taken apart."""
+
+from dataclasses import dataclass
+
+SYSTEM_PROMPT = (
+    "You solve number puzzles. You first think inside <think> and </think>, trying combinations "
+    "step by step. Then, on the next line, you write one equation inside <answer> and </answer>."
+)
+
+# Every clause is one that a reward checks; notebook 02 goes through them one by one.
+_INSTRUCTIONS = (
+    "Combine the numbers with + - * / and parentheses into an equation that equals the target. "
+    "Use every number exactly once. Write nothing before <think>, nothing after </answer>, and "
+    "exactly one newline between </think> and <answer>. Give the whole equation with its = sign, "
+    "as in this example for the numbers 8, 6, 7 and the target 14:\n"
+)
+EXAMPLE = {
+    "nums": [8, 6, 7],
+    "target": 14,
+    "completion": "<think>8 - 6 = 2, 2 * 7 = 14</think>\n<answer>(8 - 6) * 7 = 14</answer>",
+}
+
+
+def user_prompt(nums, target):
+    """Return the user's message for one puzzle.
+
+    Parameters
+    ----------
+    nums : sequence of int
+        The given numbers, in the order in which they are shown.
+    target : int
+        The number to reach.
+    """
+    numbers = ", ".join(str(int(n)) for n in nums)
+    return f"Numbers: {numbers}\nTarget: {int(target)}\n{_INSTRUCTIONS}{EXAMPLE['completion']}"
+
+
+def build_messages(nums, target):
+    """Return the prompt of one puzzle as a list of chat messages (system, user)."""
+    return [
+        {"role": "system", "content": SYSTEM_PROMPT},
+        {"role": "user", "content": user_prompt(nums, target)},
+    ]
+
+
+def completion_text(completion):
+    """Return a completion's text, whether TRL passes it as messages or as a plain string."""
+    if isinstance(completion, str):
+        return completion
+    return completion[0]["content"] or "" if completion else ""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """The parts of a completion; a part that is not there is None.
+
+    Attributes
+    ----------
+    think, answer : str or None
+        The text inside the tags, when the whole completion has the demanded structure.
+    equation : str or None
+        The text inside ``<answer>``, when there is exactly one such block anywhere.
+    """
+
+    think: str | None
+    answer: str | None
+    equation: str | None
+
+
+def parse_completion(text):
+    r"""Take a completion apart.
+
+    The structure is ``^<think>([\s\S]*?)</think>\n<answer>([\s\S]*?)</answer>$`` on the whole
+    text, found with string searches: the regular expression takes quadratic time on a text that
+    repeats its middle.
+    """
+    think = answer = None
+    body = text.removesuffix("\n")  # `$` matches before one final newline, too
+    if body.startswith("<think>") and body.endswith("</answer>"):
+        middle = "</think>\n<answer>"
+        cut = body.find(middle, len("<think>"))
+        if 0 <= cut <= len(body) - len("</answer>") - len(middle):
+            think = body[len("<think>") : cut]
+            answer = body[cut + len(middle) : -len("</answer>")]
+    equation = None
+    if text.count("<answer>") == text.count("</answer>") == 1:
+        start, end = text.index("<answer>") + len("<answer>"), text.index("</answer>")
+        equation = text[start:end] if start <= end else None
+    return Parsed(think, answer, equation)

@@ -1,0 +1,104 @@
+"""Make a run without a notebook: ``python -m helpers.record --profile cpu --seed 0``.
+
+With ``--reference`` its three small files are copied to data/reference_runs/<profile>-seed<k>/.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+
+from helpers import profiles
+from helpers.dataset import load_split
+from helpers.evaluation import evaluate, success
+from helpers.models import load_model
+from helpers.paths import RUNS, show
+from helpers.rewards import equation_reward_func, strict_format_reward_func
+from helpers.runs import REFERENCE_RUNS, open_run, read_rows, write_json
+
+FILES = ("config.json", "metrics.jsonl", "evaluation.parquet")
+
+
+def record(profile, seed, part="test", name=None):
+    """Evaluate, train, evaluate again, and leave everything in the run's folder.
+
+    Parameters
+    ----------
+    profile : helpers.profiles.Profile
+        What is run.
+    seed : int
+        Seed of training and of sampling.
+    part : str
+        The split that is evaluated: "test" for a result, "validation" for a choice.
+    name : str, optional
+        The folder's name under runs/.
+
+    Returns
+    -------
+    pathlib.Path
+        The run's folder.
+    """
+    run = open_run(profile, seed, name or f"{profile.name}-seed{seed}")
+    model, tokenizer = load_model(profile, seed=seed)  # Unsloth's patches come before trl
+    from trl import GRPOTrainer
+
+    from helpers.training import MetricsLog, grpo_config, prompt_dataset, train_or_resume
+
+    held_out = load_split(profile.puzzles, part)
+    start = time.monotonic()
+    before = evaluate(model, tokenizer, profile, held_out, "before", seed=seed)
+    spent = time.monotonic() - start
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=[strict_format_reward_func, equation_reward_func],
+        args=grpo_config(profile, run, seed),
+        train_dataset=prompt_dataset(load_split(profile.puzzles, "train"), seed),
+        callbacks=[MetricsLog(run)],
+    )
+    train_or_resume(trainer, run)
+    start = time.monotonic()
+    after = evaluate(model, tokenizer, profile, held_out, "after", seed=seed)
+    spent += time.monotonic() - start
+    frame = type(before)(data=[*before.to_dict("records"), *after.to_dict("records")])
+    frame.to_parquet(run / "evaluation.parquet", compression="zstd", index=False)
+    config = json.loads((run / "config.json").read_text())
+    config["evaluated_on"] = f"data/puzzles/{profile.puzzles}-{part}.parquet"
+    config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
+    config["evaluation_seconds"] = round(spent, 1)
+    config["wall_seconds"] = round(config["training_seconds"] + spent, 1)
+    config["command"] = "python -m helpers.record " + " ".join(sys.argv[1:])
+    write_json(run / "config.json", config)
+    print(success(frame).round(3).to_string())
+    return run
+
+
+def main():
+    """Read the command line and record one run."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.record", description=__doc__)
+    parser.add_argument("--profile", default="cpu", choices=profiles.PROFILES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default="test", choices=["validation", "test"])
+    parser.add_argument("--learning-rate", type=float, help="instead of the profile's")
+    parser.add_argument("--steps", type=int, help="instead of the profile's")
+    parser.add_argument("--name", help="the folder under runs/; <profile>-seed<k> if not given")
+    parser.add_argument("--reference", action="store_true", help="copy it to data/reference_runs/")
+    options = parser.parse_args()
+    changes = {"learning_rate": options.learning_rate, "steps": options.steps}
+    profile = profiles.choose(options.profile)
+    profile = replace(profile, **{k: v for k, v in changes.items() if v is not None})
+    profile.describe()
+    run = record(profile, options.seed, options.part, options.name)
+    print(f"recorded in {show(RUNS / run.name)}")
+    if options.reference:
+        target = REFERENCE_RUNS / run.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(run / name, target / name)
+        print(f"copied to {show(target)}")
+
+
+if __name__ == "__main__":
+    main()
