@@ -7,7 +7,9 @@ MAX_LENGTH = 256  # characters; six numbers with every parenthesis and space nee
 MAX_DEPTH = 40  # nested operations, signs included
 MAX_DIGITS = 12  # of one number: keeps every product small
 
-_ALLOWED = frozenset("0123456789+-*/() \t\n")
+_TOO_LARGE = 10**MAX_DIGITS
+_SPACE = " \t\n\r\f\v"  # not str.strip's default, which takes other scripts' spaces, too
+_ALLOWED = frozenset("0123456789+-*/()" + _SPACE)
 
 
 def evaluate(text):
@@ -33,25 +35,46 @@ def evaluate(text):
     >>> evaluate("1 / (2 - 5 / 3)")
     Fraction(3, 1)
     """
+    return Fraction(*ratio(text))
+
+
+def ratio(text):
+    """Evaluate like `evaluate`, into plain integers: five times faster to compare than a Fraction.
+
+    Parameters
+    ----------
+    text : str
+        The expression.
+
+    Returns
+    -------
+    tuple of int
+        Numerator and denominator of the exact value, not reduced; the denominator is never 0 but
+        may be negative.
+
+    Raises
+    ------
+    ValueError
+        As `evaluate`.
+    """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"the expression is longer than {MAX_LENGTH} characters")
     if not _ALLOWED.issuperset(text):
         raise ValueError("only integers, + - * / and parentheses are allowed")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        tree = ast.parse(text.strip(_SPACE), mode="eval")
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError("this is not an arithmetic expression") from error
-    numerator, denominator = _ratio(tree.body, MAX_DEPTH)
-    return Fraction(numerator, denominator)
+    return _ratio(tree.body, MAX_DEPTH)
 
 
 def _ratio(node, depth):
-    """Value of a syntax node as an unreduced (numerator, denominator): plain ints are fast."""
+    """Value of a syntax node as an unreduced (numerator, denominator)."""
     if depth == 0:
         raise ValueError(f"the expression is nested more than {MAX_DEPTH} deep")
     kind = type(node)
     if kind is ast.Constant:
-        if type(node.value) is not int or node.value >= 10**MAX_DIGITS:
+        if type(node.value) is not int or node.value >= _TOO_LARGE:
             raise ValueError(f"only integers of at most {MAX_DIGITS} digits are allowed")
         return node.value, 1
     if kind is ast.UnaryOp and type(node.op) in (ast.UAdd, ast.USub):

@@ -1,14 +1,16 @@
 """Supervised training on solver traces: the form and the check, before reinforcement learning.
 
-``python -m helpers.coldstart`` makes the CPU profile's checkpoint, data/cold_start/cpu.
+``python -m helpers.coldstart`` makes the CPU profile's checkpoint, data/cold_start/cpu;
+``python -m helpers.coldstart smollm2`` makes the GPU profile's, under runs/cold_start/.
 """
 
-import json
+import sys
 import time
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.paths import DATA, ROOT, show
+from helpers.models import starting_point
+from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.traces import examples
 
@@ -97,35 +99,54 @@ def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-def main():
-    """Make the CPU profile's checkpoint from nothing."""
+def make(profile, folder):
+    """Train a profile's starting point on traces and save it, with a record of how it was made.
+
+    Parameters
+    ----------
+    profile : helpers.profiles.Profile
+        Its ``cold_start`` says what is trained on; every weight of the model is trained.
+    folder : pathlib.Path
+        Where model, tokenizer and cold_start.json are saved.
+    """
     import torch
 
-    from helpers.runs import environment
-    from helpers.tiny import build_model, build_tokenizer
+    from helpers.runs import environment, write_json
 
-    profile = profiles.CPU
+    if not profile.needs_gpu:
+        from helpers.tiny import build_model, build_tokenizer
+
+        tokenizer = build_tokenizer()
+        model = build_model(tokenizer, seed=0)
+    else:
+        from helpers.models import load_pretrained
+
+        model, tokenizer = load_pretrained(profile)
     settings = profile.cold_start
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=0)
     rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)
     print(f"{len(rows)} traces, {sum(p.numel() for p in model.parameters()):,} parameters")
     start = time.monotonic()
-    on_cpu = not torch.cuda.is_available()
-    log = train(model, tokenizer, rows, settings, ROOT / "runs" / "cold_start",
-                use_cpu=on_cpu, bf16=False)
-    folder = DATA / "cold_start" / "cpu"
+    log = train(model, tokenizer, rows, settings, RUNS / "cold_start" / "trainer",
+                use_cpu=not torch.cuda.is_available(), bf16=profile.needs_gpu)
     model.to("cpu").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record = {
-        "command": "python -m helpers.coldstart",
+        "command": f"python -m helpers.coldstart {profile.name}",
         "settings": profiles.settings(profile)["cold_start"],
         "seconds": round(time.monotonic() - start, 1),
         "last_loss": round(log[-1]["loss"], 4),
         **environment(),
     }
-    (folder / "cold_start.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / "cold_start.json", record)
     print(f"{show(folder)}: last loss {record['last_loss']}, {record['seconds']} s")
+
+
+def main():
+    """Make the starting point of the named profile, by default the CPU one's."""
+    profile = profiles.choose(*(sys.argv[1:2] or ["cpu"]))
+    if profile.cold_start is None:
+        sys.exit(f"profile {profile.name} starts from its pretrained model: nothing to make")
+    make(profile, starting_point(profile))
 
 
 if __name__ == "__main__":

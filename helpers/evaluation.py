@@ -56,32 +56,32 @@ def sample_completions(model, tokenizer, profile, puzzles, temperature, seed=0, 
 def _with_transformers(model, tokenizer, profile, prompts, temperature, seed, batch):
     import torch
 
-    torch.manual_seed(seed)
     was_training = model.training
     model.eval()
     sampling = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     found = []
-    for start in range(0, len(prompts), batch):
-        part = tokenizer(
-            prompts[start : start + batch],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_token_type_ids=False,
-        ).to(model.device)
-        with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():  # training goes on with its own numbers
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch):
+            part = tokenizer(
+                prompts[start : start + batch],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=False,
+                return_token_type_ids=False,
+            ).to(model.device)
             ids = model.generate(
                 **part,
                 **sampling,
                 max_new_tokens=profile.max_completion_length,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, part["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        lengths = (ids != tokenizer.pad_token_id).sum(dim=1).tolist()
-        found += list(zip(texts, lengths, strict=True))
+            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            lengths = (ids != tokenizer.pad_token_id).sum(dim=1).tolist()
+            found += list(zip(texts, lengths, strict=True))
     model.train(was_training)
     return found
 

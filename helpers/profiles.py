@@ -108,10 +108,10 @@ CPU = Profile(
     micro_batch=128,
     max_prompt_length=16,
     max_completion_length=144,
-    learning_rate=1e-4,
+    learning_rate=2e-4,
     warmup_steps=0,
-    steps=150,
-    save_every=25,
+    steps=120,
+    save_every=20,
     mask_truncated=False,
     uses_vllm=False,
     min_gpu_gib=0.0,
@@ -121,7 +121,7 @@ CPU = Profile(
 
 # What the tests run: long enough for a gain that is larger than noise, and no longer.
 CPU_SHORT = replace(CPU, name="cpu-short", steps=40, save_every=10, prompts_per_step=4,
-                    micro_batch=64, learning_rate=2e-4)
+                    micro_batch=64)
 
 SMOLLM2 = Profile(
     name="smollm2",

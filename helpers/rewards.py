@@ -1,17 +1,15 @@
 """The two rewards. TRL calls them with whole batches; both read the text and nothing else."""
 
 import re
-from fractions import Fraction
 
-from helpers.arithmetic import MAX_LENGTH, evaluate
+from helpers.arithmetic import MAX_LENGTH, ratio
 from helpers.prompts import completion_text, parse_completion
 
-TOLERANCE = Fraction(1, 100_000)
+TOLERANCE = 1, 100_000  # 1e-5 as a ratio of integers: nothing here is rounded
 
 # [0-9] and re.ASCII, not \d and \s alone: those also match other scripts' digits and spaces.
 _ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
-_LEFT = re.compile(r"[0-9+\-*/().\s]*", re.ASCII)
-_RIGHT = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,12})?", re.ASCII)
+_RIGHT = re.compile(r"\s*(-?[0-9]{1,12})(?:\.([0-9]{1,12}))?\s*", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -67,28 +65,33 @@ def equation_reward_func(prompts, completions, target, nums, **kwargs):
 def is_correct(text, nums, target):
     """Return whether one completion's text solves the puzzle; never raises on any text."""
     equation = parse_completion(text).equation
-    if equation is None or equation.count("=") != 1 or len(equation) > 2 * MAX_LENGTH:
+    if equation is None or len(equation) > 2 * MAX_LENGTH or equation.count("=") != 1:
         return False
     left, right = equation.split("=")
-    right = right.strip()
-    if not _LEFT.fullmatch(left) or not _RIGHT.fullmatch(right):
+    stated = _RIGHT.fullmatch(right)
+    if stated is None:
         return False
-    if "." in left:  # 1.5 is not the numbers 1 and 5
-        return False
-    found = _NUMBER.findall(left)
-    if len(found) != len(nums) or sorted(map(int, found)) != sorted(nums):
+    whole, decimals = stated.groups(default="")
+    shown, goal = (int(whole + decimals), 10 ** len(decimals)), (int(target), 1)
+    # The cheap checks come first: most wrong equations state another number than the target.
+    if not _near(shown, goal, 2) or sorted(map(int, _NUMBER.findall(left))) != sorted(nums):
         return False
     try:
-        value = evaluate(left)
+        value = ratio(left)  # refuses dots: 1.5 is not the numbers 1 and 5
     except ValueError:
         return False
-    return abs(value - target) <= TOLERANCE and abs(value - Fraction(right)) <= TOLERANCE
+    return _near(value, goal) and _near(value, shown)
+
+
+def _near(a, b, tolerances=1):
+    """Return whether two ratios of integers are at most this many tolerances apart."""
+    scale = abs(a[1] * b[1])
+    return abs(a[0] * b[1] - b[0] * a[1]) * TOLERANCE[1] <= scale * TOLERANCE[0] * tolerances
 
 
 def _format_score(text):
     answer = parse_completion(text).answer
     if answer is None:
         return 0.0
-    lines = [line for line in answer.split("\n") if line.strip()]
-    well_formed = len(lines) == 1 and "=" in answer and _ANSWER.fullmatch(answer)
-    return 1.0 if well_formed else 0.1
+    one_line = len(answer.strip().splitlines()) == 1
+    return 1.0 if one_line and "=" in answer and _ANSWER.fullmatch(answer) else 0.1

@@ -15,8 +15,14 @@ VERSIONS_OF = ("torch", "transformers", "trl", "peft", "accelerate", "datasets",
                "bitsandbytes", "numpy")
 
 
-def environment():
-    """Return what a result depends on besides its settings: versions, hardware, date."""
+def environment(on_gpu=None):
+    """Return what a result depends on besides its settings: versions, hardware, date.
+
+    Parameters
+    ----------
+    on_gpu : bool, optional
+        Whether the GPU did the work; by default, whether there is one.
+    """
     import torch
 
     versions = {"python": platform.python_version()}
@@ -25,7 +31,7 @@ def environment():
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
         hardware = torch.cuda.get_device_name(0)
     else:
         hardware = f"{os.cpu_count()} CPU cores, {_processor()}, {torch.get_num_threads()} threads"
@@ -54,7 +60,8 @@ def open_run(profile, seed=0, name=None, folder=None):
         other settings: nothing is overwritten.
     """
     run = folder or RUNS / (name or profile.name)
-    config = {"profile": profiles.settings(profile), "seed": seed, **environment()}
+    config = {"profile": profiles.settings(profile), "seed": seed,
+              **environment(profile.needs_gpu)}
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe = run / ".probe"

@@ -20,7 +20,11 @@ _WORDS += [", ", "(", ")", " no", " yes"]
 
 
 def build_tokenizer():
-    """Return a fast tokenizer whose decoding gives back the text, character by character."""
+    """Return a fast tokenizer for the prompts and traces of the CPU profile.
+
+    Decoding gives such a text back, character by character; anything else in a text becomes
+    ``<|unknown|>`` and is lost.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

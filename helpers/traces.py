@@ -57,15 +57,19 @@ def derivations(pool, target, max_value=MAX_VALUE):
 
 
 def random_try(nums, rng, max_value=MAX_VALUE):
-    """Return one random derivation that uses every number once, whatever it gives."""
+    """Return one random derivation that uses every number once, whatever it gives.
+
+    Raises
+    ------
+    ValueError
+        If a number is larger than `max_value`: no calculation might be left then.
+    """
+    if max(nums) > max_value:
+        raise ValueError(f"{max(nums)} is larger than max_value={max_value}; raise max_value")
     pool, steps = list(nums), []
     while len(pool) > 1:
         a, b = rng.sample(pool, 2)
-        choices = calculations(a, b, max_value)
-        if not choices:  # every result is too large: start over
-            pool, steps = list(nums), []
-            continue
-        step = rng.choice(choices)
+        step = rng.choice(calculations(a, b, max_value))  # never empty: the difference is allowed
         pool.remove(a)
         pool.remove(b)
         pool.append(step[3])
@@ -150,6 +154,8 @@ def examples(puzzles, n_examples, seed=0, **options):
     """Return `n_examples` (nums, target, trace) rows over `puzzles`, numbers in random order."""
     rng = random.Random(seed)
     rows = list(zip(puzzles["nums"], puzzles["target"], strict=True))
+    if not rows:
+        raise ValueError("there is no puzzle to write traces for; give at least one row")
     found = []
     while len(found) < n_examples:
         rng.shuffle(rows)
@@ -161,5 +167,6 @@ def examples(puzzles, n_examples, seed=0, **options):
 
 
 def count_tries(text):
-    """Count the lines of a thought that hold a calculation."""
-    return sum("=" in line for line in text.split("</think>")[0].split("\n"))
+    """Count the lines that hold a calculation in a completion's thought, cut off or not."""
+    thought = text.split("</think>")[0].split("<answer>")[0]
+    return sum("=" in line for line in thought.split("\n"))

@@ -3,8 +3,9 @@
 import random
 import time
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
+from helpers.evaluation import sample_completions
 from helpers.paths import show
 from helpers.prompts import build_messages
 from helpers.runs import append_row, keep_rows_until, last_checkpoint, read_rows
@@ -165,6 +166,30 @@ class LiveCurves(TrainerCallback):
         plt.close(figure)
 
 
+class SampleLog(TrainerCallback):
+    """Sample the same few puzzles every some steps into samples.jsonl, to see thoughts change."""
+
+    def __init__(self, run, tokenizer, profile, puzzles, every):
+        self.path, self.every = run / "samples.jsonl", every
+        self.arguments = (tokenizer, profile, puzzles)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Keep the rows that the checkpoint knows of; sample before the first step."""
+        if not keep_rows_until(self.path, state.global_step):
+            self.sample(model, state.global_step)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Sample every `every` steps."""
+        if state.global_step % self.every == 0:
+            self.sample(model, state.global_step)
+
+    def sample(self, model, step):
+        """Append one row a puzzle."""
+        frame = sample_completions(model, *self.arguments, temperature=1.0)
+        for row in frame.to_dict("records"):
+            append_row(self.path, {"step": step} | row)
+
+
 def train_or_resume(trainer, run):
     """Train to the end, from the run's last checkpoint if it has one.
 
@@ -173,7 +198,7 @@ def train_or_resume(trainer, run):
     trainer : trl.GRPOTrainer
         Whose ``output_dir`` is the run's folder.
     run : path
-        The run's folder.
+        The run's folder. A complete run is not trained further; its weights are loaded.
 
     Raises
     ------
@@ -184,8 +209,11 @@ def train_or_resume(trainer, run):
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     if done >= trainer.args.max_steps:
         print(f"{show(run)} is complete ({done} steps); delete the folder to train anew")
-    elif done:
+        trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
+        return
+    if done:
         print(f"Resuming {show(run)} after step {done} of {trainer.args.max_steps}")
+    trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OSError as error:

@@ -172,3 +172,14 @@ def test_the_shipped_puzzles_are_not_the_public_ones(public):
         ours = dataset.load_split("3to4", part)
         # four numbers can be drawn in so many ways that few are met twice by chance
         assert leakage(known, ours[ours["nums"].map(len) == 4])["puzzles"] < 0.05
+
+
+def test_the_puzzle_in_the_prompt_is_not_tested_on():
+    from helpers.prompts import EXAMPLE
+
+    for name in ("cpu", "3to4"):
+        for part in dataset.PARTS:
+            rows = dataset.load_split(name, part)
+            shown = (tuple(sorted(EXAMPLE["nums"])), EXAMPLE["target"])
+            pairs = zip(rows["nums"], rows["target"], strict=True)
+            assert shown not in {(tuple(sorted(nums)), int(target)) for nums, target in pairs}

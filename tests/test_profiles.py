@@ -1,0 +1,50 @@
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from helpers import profiles
+
+
+def test_profiles_are_frozen_and_divide():
+    with pytest.raises(FrozenInstanceError):
+        profiles.CPU.steps = 1
+    for profile in profiles.PROFILES.values():
+        assert profile.accumulation_steps * profile.micro_batch == profile.completions_per_step
+    with pytest.raises(ValueError, match="micro-batches of 7"):
+        replace(profiles.CPU, micro_batch=7)
+
+
+def test_unknown_profile_is_refused_with_the_names(monkeypatch):
+    monkeypatch.setenv("COUNTDOWN_PROFILE", "a1000")
+    with pytest.raises(ValueError, match="'a1000'.*cpu, cpu-short, smollm2, a100"):
+        profiles.choose()
+
+
+@pytest.mark.parametrize(("gib", "name"), [(0, "cpu"), (8, "cpu"), (16, "smollm2"), (40, "a100")])
+def test_the_hardware_decides_unless_the_variable_does(monkeypatch, capsys, gib, name):
+    monkeypatch.delenv("COUNTDOWN_PROFILE", raising=False)
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: float(gib))
+    assert profiles.choose().name == name
+    assert ("no GPU" in capsys.readouterr().out) == (gib == 0)
+    monkeypatch.setenv("COUNTDOWN_PROFILE", "cpu-short")
+    assert profiles.choose().name == "cpu-short"
+    assert "COUNTDOWN_PROFILE says so" in capsys.readouterr().out
+
+
+def test_a_gpu_profile_without_a_gpu_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 0.0)
+    with pytest.raises(RuntimeError, match="a100 needs a GPU with 38 GiB.*COUNTDOWN_PROFILE=cpu"):
+        profiles.choose("a100")
+
+
+def test_differences_name_the_settings():
+    saved = profiles.settings(replace(profiles.CPU, learning_rate=1.0, steps=7))
+    assert profiles.differences(profiles.CPU, saved) == ["learning_rate", "steps"]
+    assert profiles.differences(profiles.CPU, profiles.settings(profiles.CPU)) == []
+
+
+def test_describe_prints_the_batch_arithmetic(capsys):
+    profiles.A100.describe()
+    assert "8 prompts x 8 completions = 64 completions a step, in 8 pass(es) of 8" in (
+        capsys.readouterr().out
+    )
