@@ -39,7 +39,7 @@ def evaluate(text):
 
 
 def ratio(text):
-    """Evaluate like `evaluate`, into plain integers: five times faster to compare than a Fraction.
+    """Evaluate like `evaluate`, into plain integers: they are faster to compare than Fractions.
 
     Parameters
     ----------

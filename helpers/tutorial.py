@@ -55,6 +55,11 @@ def _run(path, out):
     saved = out / path.name
     try:
         client.execute()
+        for index, cell in enumerate(notebook.cells):
+            for output in cell.get("outputs", ()):  # a figure that could not be drawn, say
+                if output.output_type == "error":
+                    raise RuntimeError(f"{show(path)}, cell {index}: {output.ename}: "
+                                       f"{output.evalue}")
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         reason = (f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError)
                   else str(error).strip().splitlines()[0])
