@@ -10,7 +10,7 @@ PRECISION = 100_000  # 1 / tolerance
 # [0-9] and re.ASCII, not \d and \s alone: those also match other scripts' digits and spaces.
 _ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
 _RIGHT = re.compile(r"\s*(-?[0-9]{1,12})(?:\.([0-9]{1,12}))?\s*", re.ASCII)
-_NUMBER = re.compile(r"[0-9]+")
+_NO_OPERATORS = str.maketrans("+-*/()", " " * 6)
 
 
 def strict_format_reward_func(completions, **kwargs):
@@ -77,10 +77,11 @@ def is_correct(text, nums, target):
     # compared as integers, multiplied out; the value is a / b.
     if abs(shown - goal * scale) * PRECISION > 2 * scale:
         return False
-    if sorted(map(int, _NUMBER.findall(left))) != sorted(nums):
+    # As text: nothing is converted that is not a given number, and 1.5 is not 1 and 5.
+    if sorted(left.translate(_NO_OPERATORS).split()) != sorted(map(str, nums)):
         return False
     try:
-        a, b = ratio(left)  # refuses dots: 1.5 is not the numbers 1 and 5
+        a, b = ratio(left)
     except ValueError:
         return False
     near_target = abs(a - goal * b) * PRECISION <= abs(b)
