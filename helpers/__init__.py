@@ -2,6 +2,6 @@
 
 import os
 
-# Waiting threads sleep instead of spinning. Spinning makes a training step several times slower
-# when anything else runs on the same few cores. It is read when torch is first imported.
+# Waiting threads sleep instead of spinning. On two free cores a training step takes 4.5 s with
+# it and 3.4 s without; with one other busy program, 5 s and 15 s. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -76,7 +76,9 @@ def load_model(profile, folder=None, seed=0):
     if profile.needs_gpu:
         return _load_unsloth(profile, folder, seed)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the model is loaded in an instant
     # float32: processors without native bfloat16 are many times slower in it
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     return model, AutoTokenizer.from_pretrained(folder)

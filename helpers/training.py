@@ -4,6 +4,7 @@ import random
 import time
 
 from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging
 
 from helpers.evaluation import sample_completions
 from helpers.paths import show
@@ -210,10 +211,14 @@ def train_or_resume(trainer, run):
     if done >= trainer.args.max_steps:
         print(f"{show(run)} is complete ({done} steps); delete the folder to train anew")
         trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, LiveCurves):
+                callback.draw()
         return
     if done:
         print(f"Resuming {show(run)} after step {done} of {trainer.args.max_steps}")
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
+    logging.disable_progress_bar()  # one bar for each checkpoint's files
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OSError as error:
