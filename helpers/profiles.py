@@ -121,7 +121,7 @@ CPU = Profile(
 
 # What the tests run: long enough for a gain that is larger than noise, and no longer.
 CPU_SHORT = replace(CPU, name="cpu-short", steps=40, save_every=10, prompts_per_step=4,
-                    micro_batch=64)
+                    micro_batch=64, measured_on="a shorter cpu run, for the tests")
 
 SMOLLM2 = Profile(
     name="smollm2",
@@ -224,9 +224,13 @@ def settings(profile):
 
 
 def differences(profile, saved):
-    """Return the names of the settings in which a saved profile differs from this one."""
+    """Return the names of the settings in which a saved profile differs from this one.
+
+    ``measured_on`` is a remark, no setting.
+    """
     here = settings(profile)
-    return sorted(f.name for f in fields(profile) if saved.get(f.name) != here[f.name])
+    names = {field.name for field in fields(profile)} - {"measured_on"}
+    return sorted(name for name in names if saved.get(name) != here[name])
 
 
 def _gpu_gib():

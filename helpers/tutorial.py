@@ -11,6 +11,7 @@ from helpers.paths import ROOT, RUNS, show
 from helpers.preflight import runs_folder
 
 CELL_TIMEOUT = 6 * 3600  # seconds; a training cell on a slow machine takes long, a hang for ever
+INLINE = "module://matplotlib_inline.backend_inline"  # figures land in the notebook, always
 FREE_NEEDED = 1  # GiB; checkpoints of the short runs and the executed notebooks
 
 
@@ -49,12 +50,13 @@ def _run(path, out):
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT, kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning about its own sockets
         on_cell_execute=lambda cell, cell_index: running.__setitem__(0, cell_index),
         on_cell_executed=lambda cell, cell_index, execute_reply: (done.append(1), bar.update()),
     )
     saved = out / path.name
     try:
-        client.execute()
+        client.execute(env=os.environ | {"MPLBACKEND": INLINE})
         for index, cell in enumerate(notebook.cells):
             for output in cell.get("outputs", ()):  # a figure that could not be drawn, say
                 if output.output_type == "error":

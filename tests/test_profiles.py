@@ -38,7 +38,7 @@ def test_a_gpu_profile_without_a_gpu_says_what_to_do(monkeypatch):
 
 
 def test_differences_name_the_settings():
-    saved = profiles.settings(replace(profiles.CPU, learning_rate=1.0, steps=7))
+    saved = profiles.settings(replace(profiles.CPU, learning_rate=1.0, steps=7, measured_on=""))
     assert profiles.differences(profiles.CPU, saved) == ["learning_rate", "steps"]
     assert profiles.differences(profiles.CPU, profiles.settings(profiles.CPU)) == []
 
