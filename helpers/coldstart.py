@@ -9,9 +9,11 @@ import time
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import starting_point
+from helpers.models import load_pretrained, starting_point
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
+from helpers.runs import environment, write_json
+from helpers.tiny import build_model, build_tokenizer
 from helpers.traces import examples
 
 
@@ -111,16 +113,10 @@ def make(profile, folder):
     """
     import torch
 
-    from helpers.runs import environment, write_json
-
     if not profile.needs_gpu:
-        from helpers.tiny import build_model, build_tokenizer
-
         tokenizer = build_tokenizer()
         model = build_model(tokenizer, seed=0)
     else:
-        from helpers.models import load_pretrained
-
         model, tokenizer = load_pretrained(profile)
     settings = profile.cold_start
     rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)

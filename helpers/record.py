@@ -10,6 +10,8 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
+
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import evaluate, success
@@ -62,7 +64,7 @@ def record(profile, seed, part="test", name=None):
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", seed=seed)
     spent += time.monotonic() - start
-    frame = type(before)(data=[*before.to_dict("records"), *after.to_dict("records")])
+    frame = pd.concat([before, after], ignore_index=True)
     partial = run / "evaluation.parquet.partial"
     frame.to_parquet(partial, compression="zstd", index=False)
     partial.replace(run / "evaluation.parquet")

@@ -60,8 +60,6 @@ def open_run(profile, seed=0, name=None, folder=None):
         other settings: nothing is overwritten.
     """
     run = folder or RUNS / (name or profile.name)
-    config = {"profile": profiles.settings(profile), "seed": seed,
-              **environment(profile.needs_gpu)}
     try:
         run.mkdir(parents=True, exist_ok=True)
         probe = run / ".probe"
@@ -82,7 +80,8 @@ def open_run(profile, seed=0, name=None, folder=None):
     if (run / "config.json").exists():
         _check_same_run(run, profile, seed)
     else:
-        write_json(run / "config.json", config)
+        write_json(run / "config.json", {"profile": profiles.settings(profile), "seed": seed,
+                                         **environment(profile.needs_gpu)})
     return run
 
 
