@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.evaluation import sample_completions
+from helpers.evaluation import check_adapter_used, sample_completions
 from helpers.mistakes import KINDS, kinds
 from helpers.models import load_model, trained_model
 from helpers.paths import DATA, ROOT, RUNS, show
@@ -103,6 +103,7 @@ def attempt(model, tokenizer, profile, jobs, stage, seed=0, batch=512):
         Columns ``stage, set, wording, temperature`` and those of `tally`.
     """
     found = []
+    check_adapter_used(model, tokenizer, profile, jobs[0][4])
     for name, wording, temperature, samples, puzzles, build in jobs:
         start = time.monotonic()
         rows = puzzles.loc[puzzles.index.repeat(samples)]

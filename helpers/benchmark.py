@@ -1,28 +1,32 @@
 """Time GRPO steps on a GPU: ``python -m helpers.benchmark --profile smollm2 --stack unsloth``.
 
 Stack ``unsloth`` is what the notebooks use; ``trl`` is the same training with nothing but trl, vLLM
-(colocated), peft and bitsandbytes. One JSON file a run, under runs/benchmarks/.
+(colocated), peft and bitsandbytes. One JSON file a measurement, under runs/benchmarks/.
 """
 
 import argparse
 import functools
+import gc
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import LORA_TARGETS, load_model, starting_point
+from helpers.models import LORA_TARGETS, load_model, starting_point, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
 
 FOLDER = RUNS / "benchmarks"
 MATRIX_SIZE = 8192  # of the square bfloat16 product that measures the card's own rate
+VARIED = ("micro_batch", "group_size", "prompts_per_step", "learning_rate", "loss_type", "beta")
 
 
 class MemoryWatch:
@@ -30,7 +34,7 @@ class MemoryWatch:
 
     def __enter__(self):
         FOLDER.mkdir(parents=True, exist_ok=True)
-        self.path = FOLDER / f"memory-{os.getpid()}.csv"
+        self.path, self.start = FOLDER / f"memory-{os.getpid()}.csv", 0
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         with open(self.path, "w") as file:
             self.process = subprocess.Popen(
@@ -38,10 +42,16 @@ class MemoryWatch:
                  "--format=csv,noheader,nounits", "--loop-ms=100"], stdout=file)
         return self
 
+    def _lines(self):
+        return [int(line) for line in self.path.read_text().split() if line.isdigit()]
+
+    def forget(self):
+        """Count the peak from here on."""
+        self.start = len(self._lines())
+
     def peak(self):
-        """Return the highest use so far, in MiB."""
-        lines = self.path.read_text().split()
-        return max(int(line) for line in lines if line.isdigit())
+        """Return the highest use since the start, or since `forget`, in MiB."""
+        return max(self._lines()[self.start:])
 
     def __exit__(self, *error):
         self.process.terminate()
@@ -98,13 +108,16 @@ class StepClock:
         prompts, completions = result[0], result[1]
         self.now["prompt_tokens"] += sum(map(len, prompts))
         self.now["completion_tokens"] += sum(map(len, completions))
+        # keys that sampling reads: each new token attends to the prompt and to what came before it
+        self.now["attended"] += sum(len(c) * (len(p) + len(c) / 2)
+                                    for p, c in zip(prompts, completions, strict=True))
         self.now["longest"] = max(self.now["longest"], max(map(len, completions)))
 
     def begin(self):
         """Start a step."""
         self.start = time.monotonic()
-        self.now = dict.fromkeys(
-            ("sampling", "old_logps", "prompt_tokens", "completion_tokens", "longest"), 0)
+        self.now = dict.fromkeys(("sampling", "old_logps", "prompt_tokens", "completion_tokens",
+                                  "attended", "longest"), 0)
 
     def end(self):
         """Finish a step and print its line."""
@@ -141,7 +154,7 @@ def plain_trainer(profile, run, rewards, dataset, seed):
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     arguments = grpo_options(profile, run, seed) | {
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": profile.gpu_memory_utilization,
+        "vllm_gpu_memory_utilization": vllm_share(profile),
         "vllm_max_model_length": profile.max_prompt_length + profile.max_completion_length,
         "gradient_checkpointing": profile.gradient_checkpointing,
     }
@@ -244,8 +257,62 @@ def summary(steps, warm_up):
     }
 
 
-def measure(profile, stack, warm_up=3, seed=0, name=None, limits=False):
-    """Run some GRPO steps and return (and write) what they took.
+def shares(model, steps, result, card):
+    """Return what a run moved and computed at least, as shares of what the card reaches.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The policy; its adapter is left out.
+    steps : list of dict
+        The steps that count, from `StepClock`.
+    result : dict
+        Their `summary`.
+    card : dict
+        From `card_limits`.
+
+    Returns
+    -------
+    dict
+        ``sampling_of_bandwidth``: the weights as they are stored, read once for each token of the
+        longest completion, and the keys and values that are attended to.
+        ``training_of_matrix_rate``: two operations a weight and token in each of three passes (old
+        log-probs; forward; backward, which goes through the frozen weights without a gradient for
+        them). Attention, and what gradient checkpointing computes again, are left out of it.
+    """
+    base = {name: p for name, p in model.named_parameters() if "lora_" not in name}
+    stored = sum(p.numel() * p.element_size() for p in base.values())
+    weights = sum(p.numel() * (2 if hasattr(p, "quant_state") else 1) for p in base.values())
+    config = model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * head * 2  # bytes a token
+    moved = statistics.median(
+        (s["longest"] * stored + s["attended"] * cached) / s["sampling"] for s in steps)
+    computed = 6 * weights * result["trained_tokens_per_s"]
+    return {"weights": weights, "stored_gib": round(stored / 2**30, 2),
+            "sampling_of_bandwidth": round(moved / 1e12 / card["copy_tb_per_s"], 4),
+            "training_of_matrix_rate": round(computed / 1e12 / card["matrix_tflops"], 4)}
+
+
+def split_changes(profile, items):
+    """Return (profile, arguments of GRPOConfig) with changes that need no loading anew.
+
+    Raises
+    ------
+    ValueError
+        If a setting acts when the model is loaded.
+    """
+    own = [item for item in items if item.partition("=")[0] in profiles.settings(profile)]
+    late = [item for item in own if item.partition("=")[0] not in VARIED]
+    if late:
+        raise ValueError(f"{late[0]} acts when the model is loaded: give it to --set, in a run of "
+                         "its own")
+    others = dict(item.split("=", 1) for item in items if item not in own)
+    return profiles.changed(profile, own), {k: json.loads(v) for k, v in others.items()}
+
+
+def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None):
+    """Run some GRPO steps, return and write what they took; again for each variation.
 
     Parameters
     ----------
@@ -254,79 +321,111 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, limits=False):
     stack : str
         ``unsloth`` or ``trl``.
     name : str, optional
-        Of the JSON file.
-    limits : bool
-        Whether the card's own limits are measured, too (before anything else).
+        Of the JSON file; variations have their change in it.
+    vary : sequence of str
+        Changes, each measured by itself with the model that is loaded (``unsloth`` only):
+        settings in `VARIED` or arguments of GRPOConfig, as ``setting=value``.
+    load : dict, optional
+        Further arguments of Unsloth's ``from_pretrained``.
+
+    Returns
+    -------
+    list of dict
+        The profile's measurement, then one for each variation.
     """
     import torch
 
     start = time.monotonic()
-    own = card_limits() if limits else {}
+    card = card_limits()
+    name = name or f"{profile.name}-{stack}"
+    rewards = [strict_format_reward_func, equation_reward_func]
+    results = []
     with MemoryWatch() as watch:
-        run = FOLDER / (name or f"{profile.name}-{stack}")
-        rewards = [strict_format_reward_func, equation_reward_func]
         if stack == "unsloth":
-            model, tokenizer = load_model(profile, seed=seed)
+            model, tokenizer = load_model(profile, seed=seed, **(load or {}))
         from helpers.training import grpo_config, prompt_dataset
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
-        if stack == "unsloth":
-            from trl import GRPOTrainer
+        for change in ((), *((item,) for item in vary)):
+            changed, arguments = split_changes(profile, change)
+            run = FOLDER / re.sub(r"[^\w.-]+", "-", "-".join([name, *change])).strip("-")
+            if stack == "unsloth":
+                from trl import GRPOTrainer
 
-            trainer = GRPOTrainer(model=model, processing_class=tokenizer, reward_funcs=rewards,
-                                  args=grpo_config(profile, run, seed, save_strategy="no"),
-                                  train_dataset=dataset)
-        else:
-            trainer = plain_trainer(replace(profile, save_every=10**6), run, rewards, dataset, seed)
-        loaded = time.monotonic() - start
-        print(f"loaded in {loaded:.0f} s", flush=True)
-        clock = StepClock(trainer)
-        torch.cuda.reset_peak_memory_stats()
-        trainer.train()
-        result = {
-            "name": run.name, "stack": stack, "seed": seed,
-            "profile": profiles.settings(profile) | {"model": show(profile.model)},
-            "environment_variables": {k: v for k, v in sorted(os.environ.items())
-                                      if k.startswith(("UNSLOTH_", "VLLM_"))},
-            "loading_seconds": round(loaded, 1),
-            **summary(clock.steps, warm_up),
-            "whole_gpu_peak_mib": watch.peak(),
-            "torch_peak_mib": torch.cuda.max_memory_allocated() >> 20,
-            "card": own, "steps": clock.steps,
-            **environment(), "cpu_cores": os.cpu_count(), "machine": platform.machine(),
-        }
-    write_json(FOLDER / f"{run.name}.json", result)
-    return result
+                config = grpo_config(changed, run, seed, save_strategy="no", **arguments)
+                trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config,
+                                      reward_funcs=rewards, train_dataset=dataset)
+            else:
+                plain = replace(changed, save_every=10**6)
+                trainer = plain_trainer(plain, run, rewards, dataset, seed)
+            loaded = time.monotonic() - start
+            print(f"{run.name}: ready after {loaded:.0f} s", flush=True)
+            clock = StepClock(trainer)
+            torch.cuda.reset_peak_memory_stats()
+            trainer.train()
+            found = summary(clock.steps, warm_up)
+            results.append({
+                "name": run.name, "stack": stack, "seed": seed, "change": list(change),
+                "command": "python -m helpers.benchmark " + " ".join(sys.argv[1:]),
+                "profile": profiles.settings(changed) | {"model": show(changed.model)},
+                "loaded_with": load or {},
+                "environment_variables": {k: v for k, v in sorted(os.environ.items())
+                                          if k.startswith(("UNSLOTH_", "VLLM_"))},
+                "loading_seconds": None if change else round(loaded, 1),
+                **found, **shares(trainer.model, clock.steps[warm_up:], found, card),
+                "whole_gpu_peak_mib": watch.peak(),
+                "torch_peak_mib": torch.cuda.max_memory_allocated() >> 20,
+                "card": card, "steps": clock.steps,
+                **environment(), "cpu_cores": os.cpu_count(), "machine": platform.machine(),
+            })
+            write_json(FOLDER / f"{run.name}.json", results[-1])
+            del trainer
+            gc.collect()
+            torch.cuda.empty_cache()
+            watch.forget()
+    return results
 
 
 def main():
-    """Read the command line, measure, print the result."""
+    """Read the command line, measure, print the results."""
     parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__)
     parser.add_argument("--profile", default="smollm2", choices=["smollm2", "a100"])
     parser.add_argument("--stack", default="unsloth", choices=["unsloth", "trl"])
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=23)
     parser.add_argument("--warm-up", type=int, default=3, help="steps that don't count")
     parser.add_argument("--name", help="of the result's file; <profile>-<stack> if not given")
     parser.add_argument("--random-weights", action="store_true",
                         help="a100: random weights of the architecture, for worst-case lengths")
-    parser.add_argument("--limits", action="store_true", help="measure the card's own limits, too")
     parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE",
-                        help="settings of the profile to change, e.g. micro_batch=16")
+                        help="settings of the profile to change, e.g. max_num_seqs=32")
+    parser.add_argument("--vary", nargs="*", default=[], metavar="SETTING=VALUE",
+                        help="changes to measure, too, one after the other, without loading "
+                        "anew; of the batch or of GRPOConfig, e.g. micro_batch=16")
+    parser.add_argument("--load", nargs="*", default=[], metavar="ARGUMENT=VALUE",
+                        help="further arguments of Unsloth's from_pretrained, e.g. "
+                        "enable_prefix_caching=false")
     options = parser.parse_args()
     profile = profiles.choose(options.profile)
     try:
         profile = profiles.changed(replace(profile, steps=options.steps), options.set)
+        for item in options.vary:
+            split_changes(profile, [item])
+        load = {name: json.loads(value) for name, value in
+                (item.split("=", 1) for item in options.load)}
     except ValueError as error:
         parser.error(str(error))
+    if options.stack == "trl" and (options.vary or load):
+        parser.error("--vary and --load are for the stack unsloth")
     if options.random_weights:
         folder = RUNS / "benchmarks" / "random_weights"
         if not list(folder.glob("*.safetensors")):
             random_weights(profile, folder)
         profile = replace(profile, model=str(folder), revision=None)
-    result = measure(profile, options.stack, options.warm_up, name=options.name,
-                     limits=options.limits)
-    print(json.dumps({k: v for k, v in result.items() if k not in ("steps", "profile")}, indent=1))
-    print("written to", show(FOLDER / f"{result['name']}.json"))
+    for result in measure(profile, options.stack, options.warm_up, name=options.name,
+                          vary=options.vary, load=load):
+        print(json.dumps({k: v for k, v in result.items() if k not in ("steps", "profile")},
+                         indent=1))
+        print("written to", show(FOLDER / f"{result['name']}.json"))
 
 
 if __name__ == "__main__":

@@ -99,41 +99,53 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
 
     # No seed: one for each request makes vLLM sample its rows one by one. The engine's own seed,
     # given when the model is loaded, fixes the order of its random numbers.
-    limits = {"top_p": 1.0, "top_k": -1, "max_tokens": profile.max_completion_length}
+    # No text: decoding every token as it comes costs more than the sampling of so small a model.
+    settings = SamplingParams(temperature=temperature, top_p=1.0, top_k=-1, detokenize=False,
+                              max_tokens=profile.max_completion_length)
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     inputs = [{"prompt_token_ids": i} for i in ids]
     # The weights as they are now, under a name that vLLM has not seen yet: nothing is cached.
     adapter = model.load_lora(str(RUNS / "evaluated_adapter"), load_tensors=True)
-
-    def sample(inputs, temperature, adapter):
-        outputs = model.fast_generate(inputs, SamplingParams(temperature=temperature, **limits),
-                                      lora_request=adapter, use_tqdm=False)
-        return [(o.outputs[0].text, len(o.outputs[0].token_ids)) for o in outputs]
-
-    if _adapter_acts(model):
-        few = inputs[:COMPARED]
-        check_adapter_used(*([text for text, _ in sample(few, 0, which)]
-                             for which in (None, adapter)))
-    return sample(inputs, temperature, adapter)
+    outputs = model.fast_generate(inputs, settings, lora_request=adapter, use_tqdm=False)
+    found = [list(output.outputs[0].token_ids) for output in outputs]
+    texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+    return [(text, len(ids)) for text, ids in zip(texts, found, strict=True)]
 
 
-def _adapter_acts(model):
-    return any(bool(weight.any()) for name, weight in model.named_parameters() if "lora_B" in name)
-
-
-def check_adapter_used(base, adapted):
-    """Raise if sampling with a trained adapter gave what the model under it gives.
+def check_adapter_used(model, tokenizer, profile, puzzles):
+    """Raise if vLLM samples from the model under a trained adapter instead of from the adapter.
 
     Parameters
     ----------
-    base, adapted : list of str
-        Greedy completions of the same prompts, without and with the adapter.
+    model, tokenizer, profile, puzzles
+        As for `sample_completions`; the first puzzles are answered greedily, with the adapter as it
+        is and with its weights set to zero, and the adapter is left as it was. Without vLLM, or
+        before any training, there is nothing to check.
 
     Raises
     ------
     RuntimeError
-        If all are equal: then the evaluation was of the model before training.
+        If all answers are equal: then the evaluation would be of the model before training.
     """
+    import torch
+
+    weights = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    if not (profile.uses_vllm and any(bool(weight.any()) for weight in weights)):
+        return
+
+    def answers():
+        few = puzzles.head(COMPARED)
+        return sample_completions(model, tokenizer, profile, few, 0)["completion"].tolist()
+
+    adapted, kept = answers(), [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        try:
+            for weight in weights:
+                weight.zero_()
+            base = answers()
+        finally:
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
     if base == adapted:
         raise RuntimeError(
             f"{len(base)} greedy completions are the same with and without the trained "
@@ -156,7 +168,13 @@ def evaluate(model, tokenizer, profile, puzzles, stage, temperatures=TEMPERATURE
     -------
     pandas.DataFrame
         The rows of `sample_completions`, with the column ``stage`` in front.
+
+    Raises
+    ------
+    RuntimeError
+        If vLLM does not sample from the trained adapter.
     """
+    check_adapter_used(model, tokenizer, profile, puzzles)
     frames = [
         sample_completions(model, tokenizer, profile, puzzles, temperature, seed)
         for temperature in temperatures

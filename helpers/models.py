@@ -77,7 +77,7 @@ def load_pretrained(profile):
     return model, tokenizer
 
 
-def load_model(profile, folder=None, seed=0):
+def load_model(profile, folder=None, seed=0, **options):
     """Return a profile's model and tokenizer, ready for GRPO.
 
     Parameters
@@ -88,6 +88,8 @@ def load_model(profile, folder=None, seed=0):
         A folder with a trained model to load instead of the profile's own.
     seed : int
         Seed of new LoRA weights (GPU profiles).
+    **options
+        Further arguments of Unsloth's ``from_pretrained`` (GPU profiles), for benchmarks.
 
     Returns
     -------
@@ -108,7 +110,7 @@ def load_model(profile, folder=None, seed=0):
             remedy = f"make it with `python -m helpers.coldstart{name}`"
         raise FileNotFoundError(f"{show(folder)} holds no model: {remedy}")
     if profile.needs_gpu:
-        return _load_unsloth(profile, folder, seed)
+        return _load_unsloth(profile, folder, seed, options)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -134,6 +136,13 @@ def prepare_environment(profile):
     wanted = UNSLOTH_ENVIRONMENT | ({"UNSLOTH_VLLM_STANDBY": "1"} if profile.standby else {})
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def vllm_share(profile):
+    """Return the share of this GPU that vLLM may take; vLLM asks for a share, a profile has GiB."""
+    import torch
+
+    return profile.vllm_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory
 
 
 def trained_model(model, profile, folder):
@@ -165,7 +174,7 @@ def trained_model(model, profile, folder):
     return model
 
 
-def _load_unsloth(profile, folder, seed):
+def _load_unsloth(profile, folder, seed, options):
     if "unsloth" not in sys.modules:
         prepare_environment(profile)
     from unsloth import FastLanguageModel  # before trl and transformers: it patches both
@@ -178,9 +187,10 @@ def _load_unsloth(profile, folder, seed):
         load_in_4bit=profile.quantisation == "nf4",
         fast_inference=profile.uses_vllm,
         max_lora_rank=profile.lora_rank,
-        gpu_memory_utilization=profile.gpu_memory_utilization,
+        gpu_memory_utilization=vllm_share(profile),
         max_num_seqs=profile.max_num_seqs,  # left alone it depends on the memory: 8 to 256
         random_state=seed,
+        **options,
     )
     model = FastLanguageModel.get_peft_model(
         model,

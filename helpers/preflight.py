@@ -13,13 +13,13 @@ import urllib.request
 from importlib import metadata
 
 from helpers.paths import DATA, RUNS, show
+from helpers.profiles import CAPABILITY_NEEDED
 from helpers.runs import find_runs, read_rows
 
 PROJECT = "countdown-grpo"
 PYTHON_NEEDED = (3, 11)
 DRIVER_NEEDED = (580, 65)  # the oldest that runs CUDA 13
 CUDA_NEEDED = "13"
-CAPABILITY_NEEDED = (8, 0)  # vLLM has no attention kernel for older GPUs
 GIB = 1 << 30
 
 
@@ -155,12 +155,16 @@ def _gpu(profile):
     line = f"GPU {torch.cuda.get_device_name()}, compute capability {_text(capability)}"
     if profile.uses_vllm and capability < CAPABILITY_NEEDED:
         yield ("FAIL", f"{line}: vLLM has no attention kernel for it",
-               f"use a GPU of {_text(CAPABILITY_NEEDED)} or newer (A100, L4), or sample without "
-               "vLLM")
+               f"use a GPU of {_text(CAPABILITY_NEEDED)} or newer (A100, L4), or take the profile "
+               "from helpers.profiles.choose, which then samples without vLLM")
+    elif capability < CAPABILITY_NEEDED:
+        yield "OK", f"{line}: transformers samples, many times slower than vLLM", ""
     else:
         yield "OK", line, ""
     if torch.cuda.is_bf16_supported(including_emulation=False):
         yield "OK", "GPU computes in bfloat16", ""
+    elif not profile.uses_vllm:
+        yield "OK", "GPU has no bfloat16: training is in float16", ""
     else:
         yield ("FAIL", "GPU does not compute in bfloat16",
                f"use a GPU of compute capability {_text(CAPABILITY_NEEDED)} or newer")

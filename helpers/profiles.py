@@ -4,6 +4,8 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 
+CAPABILITY_NEEDED = (8, 0)  # Ampere: bfloat16, and vLLM's attention kernels
+
 
 @dataclass(frozen=True)
 class ColdStart:
@@ -42,7 +44,7 @@ class Profile:
     mask_truncated: bool  # True: a cut-off completion gives no gradient
     uses_vllm: bool
     min_gpu_gib: float  # 0: no GPU needed
-    gpu_memory_utilization: float  # share of the card that vLLM may take
+    vllm_gib: float  # GPU memory for vLLM's weights, cache and working space
     max_num_seqs: int  # completions that vLLM writes at the same time
     gradient_checkpointing: bool  # True: less memory, a second forward pass
     measured_on: str
@@ -120,7 +122,7 @@ CPU = Profile(
     mask_truncated=False,
     uses_vllm=False,
     min_gpu_gib=0.0,
-    gpu_memory_utilization=0.0,
+    vllm_gib=0.0,
     max_num_seqs=0,
     gradient_checkpointing=False,
     measured_on="measured on 2 CPU cores: data/reference_runs/cpu-seed*",
@@ -159,7 +161,7 @@ SMOLLM2 = Profile(
     mask_truncated=False,  # masked, a third of the completions ran into the limit
     uses_vllm=True,
     min_gpu_gib=14.0,
-    gpu_memory_utilization=0.2,
+    vllm_gib=8.0,
     max_num_seqs=320,
     gradient_checkpointing=False,
     measured_on="tried on an H200 (data/sweeps/smollm2-*): no reference run yet",
@@ -185,7 +187,7 @@ A100 = Profile(
     mask_truncated=True,
     uses_vllm=True,
     min_gpu_gib=38.0,
-    gpu_memory_utilization=0.5,
+    vllm_gib=10.0,
     max_num_seqs=64,
     gradient_checkpointing=True,
     measured_on="Qwen2.5-3B's weights were not at hand: learning is not measured",
@@ -227,6 +229,11 @@ def choose(name=None):
             "environment.yml"
         )
     print(f"Profile {name} ({reason})")
+    if profile.uses_vllm and old_gpu():
+        print("This GPU is older than compute capability 8.0, and vLLM has no attention kernel for "
+              "it: transformers samples, many times slower, and training is in float16. That was "
+              "never run on such a card")
+        profile = replace(profile, uses_vllm=False)
     return profile
 
 
@@ -278,6 +285,13 @@ def differences(profile, saved):
 def _completed(saved, here, name):
     value = saved.get(name, here[name])
     return here[name] | value if isinstance(value, dict) and here[name] else value
+
+
+def old_gpu():
+    """Whether there is a GPU without bfloat16, for which vLLM has no attention kernel either."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY_NEEDED
 
 
 def _gpu_gib():

@@ -17,13 +17,21 @@ from helpers.evaluation import TEMPERATURES, evaluate, success
 from helpers.models import load_model
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.runs import REFERENCE_RUNS, keep, open_run, read_rows, write_json
+from helpers.runs import (
+    FILES,
+    REFERENCE_RUNS,
+    keep,
+    open_run,
+    read_rows,
+    replace_text,
+    write_json,
+)
 
 REWARDS = (strict_format_reward_func, equation_reward_func)
 
 
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
-           temperatures=TEMPERATURES, **changes):
+           temperatures=TEMPERATURES, watch=0, every=10, **changes):
     """Evaluate, train, evaluate again, and leave everything in the run's folder.
 
     Parameters
@@ -42,6 +50,11 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         Training stops after so many minutes if the profile's steps are not done by then.
     temperatures : sequence of float
         At which the held-out puzzles are answered, before and after.
+    watch : int
+        So many validation puzzles are answered during training, too, once at temperature 1, for
+        the curve that is left in curve.jsonl; their time counts as training time.
+    every : int
+        Steps between two such looks.
     **changes
         Arguments of GRPOConfig that replace the profile's.
 
@@ -54,9 +67,22 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     model, tokenizer = load_model(profile, seed=seed)  # Unsloth's patches come before trl
     from trl import GRPOTrainer
 
-    from helpers.training import MetricsLog, TimeLimit, grpo_config, prompt_dataset, train_or_resume
+    from helpers.training import (
+        MetricsLog,
+        SampleLog,
+        TimeLimit,
+        grpo_config,
+        prompt_dataset,
+        train_or_resume,
+    )
 
     held_out = load_split(profile.puzzles, part)
+    callbacks = [MetricsLog(run)]
+    if watch:
+        watched = load_split(profile.puzzles, "validation").sample(watch, random_state=0)
+        callbacks.append(SampleLog(run, tokenizer, profile, watched, every))
+    if minutes:
+        callbacks.append(TimeLimit(minutes))
     start = time.monotonic()
     before = evaluate(model, tokenizer, profile, held_out, "before", temperatures, seed)
     spent = time.monotonic() - start
@@ -66,7 +92,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         reward_funcs=list(reward_funcs),
         args=grpo_config(profile, run, seed, **changes),
         train_dataset=prompt_dataset(load_split(profile.puzzles, "train"), seed),
-        callbacks=[MetricsLog(run)] + ([TimeLimit(minutes)] if minutes else []),
+        callbacks=callbacks,
     )
     train_or_resume(trainer, run)
     start = time.monotonic()
@@ -83,8 +109,29 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     config["wall_seconds"] = round(config["training_seconds"] + spent, 1)
     config["command"] = "python -m helpers.record " + " ".join(sys.argv[1:])
     write_json(run / "config.json", config)
+    if watch:
+        replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
     print(success(frame).round(3).to_string())
     return run
+
+
+def curve(run):
+    """Return a row for every look that training took at the watched puzzles.
+
+    Parameters
+    ----------
+    run : pathlib.Path
+        The run's folder, with metrics.jsonl and samples.jsonl.
+
+    Returns
+    -------
+    list of dict
+        ``step``, ``seconds`` of training until then, and ``right`` of ``n`` puzzles.
+    """
+    seconds = {row["step"]: row["seconds"] for row in read_rows(run / "metrics.jsonl")}
+    looks = pd.DataFrame(read_rows(run / "samples.jsonl")).groupby("step")["correct"]
+    return [{"step": int(step), "seconds": seconds.get(step, 0.0), "right": int(right.sum()),
+             "n": len(right)} for step, right in looks]
 
 
 def main():
@@ -99,6 +146,9 @@ def main():
                         help="other settings of the profile to change, e.g. group_size=2")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
+    parser.add_argument("--watch", type=int, default=0, metavar="PUZZLES",
+                        help="answer so many validation puzzles during training, too")
+    parser.add_argument("--every", type=int, default=10, help="steps between two such looks")
     parser.add_argument("--name", help="the folder under runs/; <profile>-seed<k> if not given")
     parser.add_argument("--reference", action="store_true", help="copy it to data/reference_runs/")
     options = parser.parse_args()
@@ -111,10 +161,10 @@ def main():
         parser.error(str(error))
     profile.describe()
     run = record(profile, options.seed, options.part, options.name, minutes=options.minutes,
-                 temperatures=options.temperatures)
+                 temperatures=options.temperatures, watch=options.watch, every=options.every)
     print(f"recorded in {show(RUNS / run.name)}")
     if options.reference:
-        keep(run, REFERENCE_RUNS)
+        keep(run, REFERENCE_RUNS, files=FILES + (("curve.jsonl",) if options.watch else ()))
 
 
 if __name__ == "__main__":

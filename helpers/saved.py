@@ -14,7 +14,13 @@ from pathlib import Path
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import sample_completions
-from helpers.models import load_model, prepare_environment, starting_point, trained_model
+from helpers.models import (
+    load_model,
+    prepare_environment,
+    starting_point,
+    trained_model,
+    vllm_share,
+)
 from helpers.paths import show
 from helpers.prompts import build_messages
 from helpers.rewards import is_correct
@@ -71,7 +77,7 @@ def _with_plain_vllm(profile, folder, puzzles):
     prepare_environment(profile)
     from vllm import LLM, SamplingParams
 
-    model = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=0.2,
+    model = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=vllm_share(profile),
                 max_model_len=profile.max_prompt_length + profile.max_completion_length)
     tokenizer = model.get_tokenizer()
     shown = [build_messages(nums, target) for nums, target in _as_shown(puzzles)]

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from helpers.evaluation import sample_completions
 from helpers.paths import show
+from helpers.profiles import old_gpu
 from helpers.prompts import build_messages
 from helpers.runs import append_row, keep_rows_until, last_checkpoint, read_rows
 
@@ -98,8 +99,11 @@ def grpo_options(profile, run, seed=0):
         "use_vllm": profile.uses_vllm,
         # weighs tokens by how far vLLM's probabilities are from the policy's (trl's default)
         "vllm_importance_sampling_correction": True,
+        # trl decodes whole completions itself; vLLM would decode every token, twice, as it comes
+        "generation_kwargs": {"detokenize": False} if profile.uses_vllm else None,
         "use_cpu": not profile.needs_gpu,
-        "bf16": profile.needs_gpu,
+        "bf16": profile.needs_gpu and not old_gpu(),
+        "fp16": profile.needs_gpu and old_gpu(),
         "gradient_checkpointing": False,  # Unsloth brings its own; the CPU model needs none
         "logging_steps": 1,
         "save_strategy": "steps",

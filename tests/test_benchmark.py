@@ -1,10 +1,12 @@
 """The arithmetic of the benchmark, and the files that it left in data/benchmarks."""
 
 import json
+import types
 
 import pytest
+import torch
 
-from helpers.benchmark import random_weights, summary
+from helpers.benchmark import random_weights, shares, split_changes, summary
 from helpers.paths import DATA
 from helpers.profiles import SMOLLM2
 
@@ -25,6 +27,28 @@ def test_warm_up_does_not_count_and_medians_do():
     assert result["update_seconds"] == 4  # 8 - 3 of sampling - 1 of old log-probs
     assert result["sampled_tokens_per_s"] == 100
     assert result["trained_tokens_per_s"] == 80
+
+
+def test_shares_follow_from_bytes_operations_and_the_card():
+    model = torch.nn.Sequential(torch.nn.Linear(100, 100, bias=False, dtype=torch.bfloat16))
+    model.config = types.SimpleNamespace(num_hidden_layers=2, num_key_value_heads=3, hidden_size=64,
+                                         num_attention_heads=4)
+    model.lora_A = torch.nn.Linear(7, 7)  # the adapter does not count
+    steps = [{"longest": 50, "attended": 1000, "sampling": 2.0}] * 3
+    found = shares(model, steps, {"trained_tokens_per_s": 1e9},
+                   {"copy_tb_per_s": 1e-6, "matrix_tflops": 100.0})
+    assert found["weights"] == 10_000
+    cache = 2 * 2 * 3 * 16 * 2  # keys and values, layers, heads, head size, bytes
+    moved = (50 * 20_000 + 1000 * cache) / 2.0
+    assert found["sampling_of_bandwidth"] == pytest.approx(moved / 1e6, abs=1e-4)
+    assert found["training_of_matrix_rate"] == pytest.approx(6 * 10_000 * 1e9 / 1e14, abs=1e-4)
+
+
+def test_only_what_needs_no_loading_can_be_varied():
+    profile, arguments = split_changes(SMOLLM2, ["micro_batch=64", 'optim="adamw_torch"'])
+    assert profile.micro_batch == 64 and arguments == {"optim": "adamw_torch"}
+    with pytest.raises(ValueError, match="max_num_seqs=8 acts when the model is loaded"):
+        split_changes(SMOLLM2, ["max_num_seqs=8"])
 
 
 def test_random_weights_are_for_the_large_architecture_only(tmp_path):

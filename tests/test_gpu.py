@@ -27,7 +27,7 @@ import sys, torch
 from dataclasses import replace
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.evaluation import sample_completions
+from helpers.evaluation import check_adapter_used, sample_completions
 from helpers.models import load_model
 
 profile = replace(profiles.SMOLLM2, model=sys.argv[1], revision=None, cold_start=None,
@@ -44,9 +44,12 @@ with torch.no_grad():
             weight.normal_(std=0.05)
 after = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
 assert (before["completion"] != after["completion"]).mean() > 0.5, "vLLM kept the old adapter"
+check_adapter_used(model, tokenizer, profile, puzzles)
+again = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
+assert (again["completion"] == after["completion"]).mean() > 0.9, "the check changed the adapter"
 model.load_lora = lambda *arguments, **options: None  # vLLM now samples from the base model
 try:
-    sample_completions(model, tokenizer, profile, puzzles, temperature=0)
+    check_adapter_used(model, tokenizer, profile, puzzles)
 except RuntimeError as error:
     assert "sampled from the base model" in str(error)
 else:

@@ -3,10 +3,11 @@
 import sys
 import types
 
+import pandas as pd
 import pytest
+import torch
 
-from helpers import models, profiles
-from helpers.evaluation import check_adapter_used
+from helpers import evaluation, models, profiles
 from helpers.training import TimeLimit, grpo_options
 
 
@@ -27,10 +28,25 @@ def test_settings_of_the_environment_are_kept_where_the_reader_set_them(monkeypa
     assert "UNSLOTH_VLLM_STANDBY" not in models.os.environ
 
 
-def test_equal_completions_with_and_without_the_adapter_stop_the_evaluation():
-    check_adapter_used(["a", "b"], ["a", "c"])
-    with pytest.raises(RuntimeError, match="sampled from the base model"):
-        check_adapter_used(["a", "b"], ["a", "b"])
+@pytest.mark.parametrize("stale", [False, True])
+def test_an_adapter_that_vllm_does_not_use_stops_the_evaluation(monkeypatch, stale):
+    model = torch.nn.Module()
+    model.lora_B = torch.nn.Parameter(torch.tensor([0.5, 0.0]))
+    monkeypatch.setattr(evaluation, "sample_completions", lambda *arguments: pd.DataFrame(
+        {"completion": ["same" if stale else str(model.lora_B.detach().sum().item())]}))
+    arguments = (model, None, profiles.SMOLLM2, pd.DataFrame({"nums": [[1]], "target": [1]}))
+    if stale:
+        with pytest.raises(RuntimeError, match="sampled from the base model"):
+            evaluation.check_adapter_used(*arguments)
+    else:
+        evaluation.check_adapter_used(*arguments)
+    assert model.lora_B.tolist() == [0.5, 0.0]  # left as it was
+
+
+def test_before_training_there_is_no_adapter_to_check():
+    model = torch.nn.Module()
+    model.lora_B = torch.nn.Parameter(torch.zeros(2))
+    evaluation.check_adapter_used(model, None, profiles.SMOLLM2, None)
 
 
 @pytest.mark.parametrize("profile", [profiles.SMOLLM2, profiles.A100], ids=lambda p: p.name)

@@ -123,9 +123,11 @@ def test_one_thing_broken_gives_one_fail(machine, capsys, what, value, line):
 
 
 def test_old_gpu_passes_where_vllm_is_not_used(machine, capsys):
-    machine.capability = (7, 5)
+    machine.capability, machine.bf16 = (7, 5), False
     preflight(GPU._replace(uses_vllm=False))
-    assert "FAIL" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    assert "7.5: transformers samples" in out and "training is in float16" in out
 
 
 def test_preinstalled_cuda_12_builds_are_seen_though_pip_is_content(machine, capsys):

@@ -31,6 +31,16 @@ def test_the_hardware_decides_unless_the_variable_does(monkeypatch, capsys, gib,
     assert "COUNTDOWN_PROFILE says so" in capsys.readouterr().out
 
 
+def test_an_old_gpu_samples_without_vllm_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 16.0)
+    monkeypatch.setattr(profiles, "old_gpu", lambda: True)
+    assert not profiles.choose("smollm2").uses_vllm
+    assert "transformers samples" in capsys.readouterr().out
+    assert profiles.choose("cpu") == profiles.CPU
+    monkeypatch.setattr(profiles, "old_gpu", lambda: False)
+    assert profiles.choose("smollm2") == profiles.SMOLLM2
+
+
 def test_a_gpu_profile_without_a_gpu_says_what_to_do(monkeypatch):
     monkeypatch.setattr(profiles, "_gpu_gib", lambda: 0.0)
     with pytest.raises(RuntimeError, match="a100 needs a GPU with 38 GiB.*COUNTDOWN_PROFILE=cpu"):
