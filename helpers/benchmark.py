@@ -29,17 +29,29 @@ MATRIX_SIZE = 8192  # of the square bfloat16 product that measures the card's ow
 VARIED = ("micro_batch", "group_size", "prompts_per_step", "learning_rate", "loss_type", "beta")
 
 
+def _nvidia_smi():
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits"]
+
+
 class MemoryWatch:
-    """Watch the whole GPU's memory from outside this process, with nvidia-smi."""
+    """Watch the whole GPU's memory from outside this process, with nvidia-smi.
+
+    Parameters
+    ----------
+    not_counted : int
+        MiB that are held for another purpose, by `Ballast`.
+    """
+
+    def __init__(self, not_counted=0):
+        self.not_counted = not_counted
 
     def __enter__(self):
         FOLDER.mkdir(parents=True, exist_ok=True)
         self.path, self.start = FOLDER / f"memory-{os.getpid()}.csv", 0
-        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         with open(self.path, "w") as file:
-            self.process = subprocess.Popen(
-                ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used",
-                 "--format=csv,noheader,nounits", "--loop-ms=100"], stdout=file)
+            self.process = subprocess.Popen([*_nvidia_smi(), "--loop-ms=100"], stdout=file)
         return self
 
     def _lines(self):
@@ -51,12 +63,48 @@ class MemoryWatch:
 
     def peak(self):
         """Return the highest use since the start, or since `forget`, in MiB."""
-        return max(self._lines()[self.start:])
+        return max(self._lines()[self.start:]) - self.not_counted
 
     def __exit__(self, *error):
         self.process.terminate()
         self.process.wait()
         self.path.unlink()
+
+
+class Ballast:
+    """Hold all but so many GiB of the GPU in another process, to see what fits a smaller card.
+
+    Parameters
+    ----------
+    card_gib : float or None
+        What is left free; None holds nothing.
+    """
+
+    PROGRAM = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(max(0, free - int(float(sys.argv[1]) * 2**30)), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self, card_gib):
+        self.card_gib, self.process, self.mib = card_gib, None, 0
+
+    def __enter__(self):
+        if self.card_gib:
+            before = int(subprocess.check_output(_nvidia_smi(), text=True))
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", self.PROGRAM, str(self.card_gib)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if self.process.stdout.readline() != "held\n":
+                raise RuntimeError("the ballast could not be allocated: is the GPU in use?")
+            self.mib = int(subprocess.check_output(_nvidia_smi(), text=True)) - before
+        return self
+
+    def __exit__(self, *error):
+        if self.process:
+            self.process.communicate()
 
 
 class StepClock:
@@ -311,7 +359,7 @@ def split_changes(profile, items):
     return profiles.changed(profile, own), {k: json.loads(v) for k, v in others.items()}
 
 
-def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None):
+def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, card_gib=None):
     """Run some GRPO steps, return and write what they took; again for each variation.
 
     Parameters
@@ -327,6 +375,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None):
         settings in `VARIED` or arguments of GRPOConfig, as ``setting=value``.
     load : dict, optional
         Further arguments of Unsloth's ``from_pretrained``.
+    card_gib : float, optional
+        Run as on a card with so much memory; the rest is held by another process.
 
     Returns
     -------
@@ -335,12 +385,13 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None):
     """
     import torch
 
-    start = time.monotonic()
-    card = card_limits()
     name = name or f"{profile.name}-{stack}"
     rewards = [strict_format_reward_func, equation_reward_func]
     results = []
-    with MemoryWatch() as watch:
+    with Ballast(card_gib) as ballast, MemoryWatch(ballast.mib) as watch:
+        card = card_limits()
+        watch.forget()
+        start = time.monotonic()
         if stack == "unsloth":
             model, tokenizer = load_model(profile, seed=seed, **(load or {}))
         from helpers.training import grpo_config, prompt_dataset
@@ -368,7 +419,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None):
                 "name": run.name, "stack": stack, "seed": seed, "change": list(change),
                 "command": "python -m helpers.benchmark " + " ".join(sys.argv[1:]),
                 "profile": profiles.settings(changed) | {"model": show(changed.model)},
-                "loaded_with": load or {},
+                "loaded_with": load or {}, "card_gib": card_gib,
                 "environment_variables": {k: v for k, v in sorted(os.environ.items())
                                           if k.startswith(("UNSLOTH_", "VLLM_"))},
                 "loading_seconds": None if change else round(loaded, 1),
@@ -404,6 +455,9 @@ def main():
     parser.add_argument("--load", nargs="*", default=[], metavar="ARGUMENT=VALUE",
                         help="further arguments of Unsloth's from_pretrained, e.g. "
                         "enable_prefix_caching=false")
+    parser.add_argument("--card-gib", type=float, metavar="GIB",
+                        help="hold the rest of the GPU in another process, as if it had only so "
+                        "much memory")
     options = parser.parse_args()
     profile = profiles.choose(options.profile)
     try:
@@ -422,7 +476,7 @@ def main():
             random_weights(profile, folder)
         profile = replace(profile, model=str(folder), revision=None)
     for result in measure(profile, options.stack, options.warm_up, name=options.name,
-                          vary=options.vary, load=load):
+                          vary=options.vary, load=load, card_gib=options.card_gib):
         print(json.dumps({k: v for k, v in result.items() if k not in ("steps", "profile")},
                          indent=1))
         print("written to", show(FOLDER / f"{result['name']}.json"))

@@ -138,11 +138,18 @@ def prepare_environment(profile):
         os.environ.setdefault(name, value)
 
 
-def vllm_share(profile):
-    """Return the share of this GPU that vLLM may take; vLLM asks for a share, a profile has GiB."""
+def vllm_share(profile, of_free=False):
+    """Return a profile's memory for vLLM as a share of this GPU, which is what vLLM asks for.
+
+    Parameters
+    ----------
+    of_free : bool
+        Share of the memory that is free now, as Unsloth takes it, not of the whole.
+    """
     import torch
 
-    return profile.vllm_gib * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    free, total = torch.cuda.mem_get_info()
+    return profile.vllm_gib * 2**30 / (free if of_free else total)
 
 
 def trained_model(model, profile, folder):
@@ -187,7 +194,7 @@ def _load_unsloth(profile, folder, seed, options):
         load_in_4bit=profile.quantisation == "nf4",
         fast_inference=profile.uses_vllm,
         max_lora_rank=profile.lora_rank,
-        gpu_memory_utilization=vllm_share(profile),
+        gpu_memory_utilization=vllm_share(profile, of_free=True),
         max_num_seqs=profile.max_num_seqs,  # left alone it depends on the memory: 8 to 256
         random_state=seed,
         **options,
