@@ -394,7 +394,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
         start = time.monotonic()
         if stack == "unsloth":
             model, tokenizer = load_model(profile, seed=seed, **(load or {}))
-        from helpers.training import grpo_config, prompt_dataset
+        from helpers.training import collecting_between_steps, grpo_config, prompt_dataset
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
         for change in ((), *((item,) for item in vary)):
@@ -413,7 +413,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
             print(f"{run.name}: ready after {loaded:.0f} s", flush=True)
             clock = StepClock(trainer)
             torch.cuda.reset_peak_memory_stats()
-            trainer.train()
+            with collecting_between_steps(trainer):
+                trainer.train()
             found = summary(clock.steps, warm_up)
             results.append({
                 "name": run.name, "stack": stack, "seed": seed, "change": list(change),

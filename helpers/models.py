@@ -181,11 +181,27 @@ def trained_model(model, profile, folder):
     return model
 
 
+def _decode_graphs(max_num_seqs):
+    """Say which CUDA graphs vLLM captures: those of decoding, for eight and four batch sizes.
+
+    By default it compiles the model, too, and captures graphs for 51 sizes, mixed and decoding,
+    with and without an adapter: for SmolLM2 that took 51 s and 6 GiB on an H100.
+    """
+    from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
+
+    step = -(-max_num_seqs // 8)
+    return CompilationConfig(
+        mode=CompilationMode.NONE, cudagraph_mode=CUDAGraphMode.FULL_DECODE_ONLY,
+        cudagraph_capture_sizes=sorted({1, 2, 4, 8, *range(step, max_num_seqs + 1, step)}))
+
+
 def _load_unsloth(profile, folder, seed, options):
     if "unsloth" not in sys.modules:
         prepare_environment(profile)
     from unsloth import FastLanguageModel  # before trl and transformers: it patches both
 
+    if profile.uses_vllm:
+        options = {"compilation_config": _decode_graphs(profile.max_num_seqs)} | options
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(folder or profile.model),
         revision=None if folder else profile.revision,

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import signal
@@ -113,11 +114,16 @@ def test_a_full_disk_in_training_says_that_nothing_is_lost(tmp_path):
         def remove_callback(self, callback):
             pass
 
+        def add_callback(self, callback):
+            pass
+
         def train(self, resume_from_checkpoint):
+            assert not gc.isenabled() and gc.get_freeze_count() > 0  # no collection in a step
             raise OSError(28, "No space left on device")
 
     with pytest.raises(RuntimeError, match="No space left.*resumes from the last checkpoint"):
         train_or_resume(Trainer(), tmp_path)
+    assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
