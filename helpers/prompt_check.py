@@ -75,7 +75,8 @@ class Permission:
 
 _ALL = (r"(every|each|all)\b[^.]{0,60}exactly once|use (every|all)\b|all (of )?the numbers"
         r"|(every|each) number has to be|must use (every|each|all)")
-_ONLY = r"(reply|respond|answer|write) (with )?only|nothing else|no other text"
+_ONLY = r"(reply|respond|answer|write) (with )?only|nothing else|(no|not [a-z]+ any) other text"
+_ONCE = r"(only|at most|more than)( [a-z]+){0,4} once\b"  # only once, can only be used once
 
 RULES = (
     Rule("a thought between <think> and </think>", r"<think>", (f"<answer>{ANSWER}</answer>",)),
@@ -95,7 +96,7 @@ RULES = (
     Rule("the target's value", r"\b(equals?|makes?|reach(es)?|get|gives?) (the target\b|[0-9]+)",
          (_answered("11 - 8 + 4 = 7"), _answered("11 + 8 - 4 = 12"))),
     Rule("every number used", _ALL, (_answered("4 + 8 = 12"),)),
-    Rule("no number used twice", r"(exactly|only|at most|more than) once|once only"
+    Rule("no number used twice", rf"exactly once|once only|{_ONCE}"
          r"|\b(none|no|not|never|without)\b[^.]{0,40}\b(twice|again|repeat\w*|re-?us\w+)",
          (_answered("(11 - 8) * 4 + 8 - 8 = 12"),)),
     Rule("no number that is not given", r"the numbers?\b|use each of|given numbers",
@@ -134,7 +135,7 @@ IGNORED = (
 
 PERMISSIONS = (
     Permission("to leave a number out (\"once\" without \"every\")",
-               r"(only|at most|more than) once", _answered("4 + 8 = 12"), unless=_ALL),
+               _ONCE, _answered("4 + 8 = 12"), unless=_ALL),
     Permission("to leave a number out", r"may (leave|skip|omit)|need not use|not all of the"
                r"|(don't|do not) (have|need) to use (all|every)|as many (numbers )?as you",
                _answered("4 + 8 = 12")),
@@ -149,6 +150,9 @@ PERMISSIONS = (
     Permission("something else than one newline between </think> and <answer>",
                r"(?<!no )\b(space|tab|(blank|empty) line) (between|after </think>|before <answer>)"
                r"|\bon the same line|</think> ?<answer>", GOOD.replace("\n", " ")),
+    Permission("an expression without its = sign",
+               r"\b(no|without)( an?| the| its)? \W?(=|equals?)\W? sign",
+               _answered("(11 - 8) * 4")),
     Permission("JSON, Markdown or another notation", _FORM, f'{{"answer": "{ANSWER}"}}'),
     Permission("words before the thought", r"\b(greet|say hello|introduc)|first (explain|restate)",
                f"Sure! {GOOD}"),

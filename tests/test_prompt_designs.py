@@ -263,6 +263,9 @@ BROKEN = [  # what is replaced in our prompt, by what, and what the check has to
      "not paid: something else than one newline between </think> and <answer>"),
     ("Use every number exactly once", "Use every number; a number may be used twice",
      "not paid: to use a number twice"),
+    ("Use every number exactly once", "You can only use each number once",
+     'not paid: to leave a number out ("once" without "every")'),
+    ("with its = sign", "with no '=' sign", "not paid: an expression without its = sign"),
     ("Use every number exactly once.", "Use every number exactly once. Reply as JSON.",
      "not checked: JSON, Markdown or another notation"),
     ("Use every number exactly once.", "Use every number exactly once. Reply as JSON.",
@@ -293,6 +296,8 @@ def test_broken_prompts_are_found(old, new, expected):
 @pytest.mark.parametrize(("old", "new"), [
     ("exactly once", ", none of them twice"),
     ("exactly once", "and never repeat one"),
+    ("Use every number exactly once", "Use all the numbers; each can only be used once"),
+    ("nothing after </answer>", "and do not include any other text"),
     ("exactly once", "without reusing any"),
     ("one equation inside", "one equation (not several equations) inside"),
     ("exactly one newline", "exactly one newline, no space between them,"),
