@@ -2,7 +2,7 @@
 
 ``python -m helpers.bad_rewards --reward length-bonus --seed 0`` makes one run in
 data/bad_rewards/length-bonus-seed0/. The equation reward is computed at every step with weight 0:
-it is logged and teaches nothing. (In the control, both-hot, it has weight 1.)
+it is logged and teaches nothing. (In equation-64, the control, and in both-64 it has weight 1.)
 """
 
 import argparse
@@ -66,41 +66,43 @@ def nearness_credit(completions, target, **kwargs):
 
 @dataclass(frozen=True)
 class BadReward:
-    """A reward design to be warned of.
+    """A reward design to be warned of, or its control.
 
     Attributes
     ----------
     functions : tuple of callable
         What is trained on, each with weight 1.
-    temperature : float
-        At which completions are sampled in training.
+    limit : int, optional
+        Most tokens of a completion in training, instead of the profile's. Evaluation always has
+        the profile's.
     """
 
     functions: tuple
-    temperature: float = 1.0
+    limit: int | None = None
 
 
+# Uncut, nearly every completion of the cold start has the whole format reward: nearly no group has
+# any spread, and nothing is learned, neither good nor bad. Cut at 64 tokens, a third of them lack
+# their answer, and there is something to gain.
 DESIGNS = {
-    # T = 2: at 1, nearly every completion of the cold start has the whole proxy, so that nearly no
-    # group has any spread, and nothing is learned, neither good nor bad.
-    "format-only": BadReward((strict_format_reward_func,), temperature=2.0),
+    "format-64": BadReward((strict_format_reward_func,), limit=64),
+    "both-64": BadReward((strict_format_reward_func, equation_reward_func), limit=64),
+    "equation-64": BadReward((equation_reward_func,), limit=64),  # the control
+    "partial-64": BadReward((strict_format_reward_func, any_equation_credit), limit=64),
     "length-bonus": BadReward((strict_format_reward_func, length_bonus)),
-    "partial-credit": BadReward((strict_format_reward_func, any_equation_credit), temperature=2.0),
     "near-credit": BadReward((strict_format_reward_func, nearness_credit)),
-    # The control: what our own rewards teach at that temperature.
-    "both-hot": BadReward((strict_format_reward_func, equation_reward_func), temperature=2.0),
 }
 
 
-def label(name, seed, steps=None, temperature=None, part="test"):
+def label(name, seed, steps=None, limit=None, part="test"):
     """Return a run's name; a run with other settings than the design's has another name."""
-    changes = [f"T{temperature:g}"] if temperature is not None else []
+    changes = [f"limit{limit}"] if limit is not None else []
     changes += [f"{steps}steps"] if steps is not None else []
     changes += [part] if part != "test" else []
     return "-".join([name, *changes, f"seed{seed}"])
 
 
-def run_bad_reward(name, seed=0, steps=None, temperature=None, part="test"):
+def run_bad_reward(name, seed=0, steps=None, limit=None, part="test"):
     """Train the short CPU profile under one design; evaluate before and after.
 
     Parameters
@@ -111,7 +113,7 @@ def run_bad_reward(name, seed=0, steps=None, temperature=None, part="test"):
         Seed of training and of sampling.
     steps : int, optional
         Instead of the profile's.
-    temperature : float, optional
+    limit : int, optional
         Instead of the design's.
     part : str
         The split that is evaluated.
@@ -120,22 +122,26 @@ def run_bad_reward(name, seed=0, steps=None, temperature=None, part="test"):
     -------
     pathlib.Path
         The run's folder: the files of any recorded run. In metrics.jsonl ``reward`` is the proxy
-        and ``equation_reward`` the true success, with weight 0 in all but the control.
+        and ``equation_reward`` the true success, with weight 0 where the design has none for it.
+        config.json says ``training_limit`` where training had another limit than the profile's.
     """
     from helpers.record import record
 
     design = DESIGNS[name]
-    profile = replace(profiles.CPU_SHORT, steps=steps or profiles.CPU_SHORT.steps,
-                      temperature=temperature or design.temperature)
+    profile = replace(profiles.CPU_SHORT, steps=steps or profiles.CPU_SHORT.steps)
+    cut = limit or design.limit
     silent = () if equation_reward_func in design.functions else (equation_reward_func,)
     functions = design.functions + silent
     weights = [1.0] * len(design.functions) + [0.0] * len(silent)
-    run = record(profile, seed, part, f"bad-{label(name, seed, steps, temperature, part)}",
-                 functions, reward_weights=weights)
+    changes = {"max_completion_length": cut} if cut else {}
+    run = record(profile, seed, part, f"bad-{label(name, seed, steps, limit, part)}", functions,
+                 reward_weights=weights, **changes)
     config = json.loads((run / "config.json").read_text())
+    if cut:
+        config["training_limit"] = cut
     config["rewards"] = {f.__name__: w for f, w in zip(functions, weights, strict=True)}
     command = f"python -m helpers.bad_rewards --reward {name} --seed {seed}"
-    given = {"steps": steps, "temperature": temperature, "part": part if part != "test" else None}
+    given = {"steps": steps, "limit": limit, "part": part if part != "test" else None}
     config["command"] = command + "".join(f" --{k} {v}" for k, v in given.items() if v is not None)
     write_json(run / "config.json", config)
     return run
@@ -147,12 +153,12 @@ def main(argv=None):
     parser.add_argument("--reward", required=True, choices=DESIGNS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the profile's")
-    parser.add_argument("--temperature", type=float, help="of sampling, instead of the design's")
+    parser.add_argument("--limit", type=int, help="tokens in training, instead of the design's")
     parser.add_argument("--part", default="test", choices=["validation", "test"])
     options = parser.parse_args(argv)
-    if any(given is not None and given <= 0 for given in (options.steps, options.temperature)):
-        parser.error("--steps has to be 1 or more, --temperature above 0")
-    chosen = (options.reward, options.seed, options.steps, options.temperature, options.part)
+    if any(given is not None and given <= 0 for given in (options.steps, options.limit)):
+        parser.error("--steps and --limit have to be 1 or more")
+    chosen = (options.reward, options.seed, options.steps, options.limit, options.part)
     run = run_bad_reward(*chosen)
     keep(run, BAD_REWARDS, label(*chosen))
 

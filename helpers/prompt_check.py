@@ -1,8 +1,11 @@
 """Check that a prompt says what the rewards demand, and that they pay what it promises.
 
 The rewards are asked, not trusted: each rule and each promise comes with completions that break or
-follow it, and what these are paid decides. What a prompt says is found by patterns, so unusual
-words can be missed: read a finding, don't obey it.
+follow it, and what these are paid decides. What a prompt says is found by patterns: read a finding,
+don't obey it. A sentence that sounds like a demand, or like leave to do something, and holds no
+known pattern is reported as not known. Not seen are an unusual demand in the same sentence as a
+known one, two known ones that contradict each other in words of their own, and whatever is meant
+and not said.
 """
 
 import re
@@ -32,12 +35,16 @@ class Rule:
     said : str
         Regular expression (case ignored) of ways to say it, or to show it by an example.
     broken : tuple of str
-        Completions for `NUMS` and `TARGET` that break this rule and no other.
+        Completions that break this rule and no other.
+    nums, target : list of int, int
+        Their puzzle.
     """
 
     name: str
     said: str
     broken: tuple
+    nums: tuple = tuple(NUMS)
+    target: int = TARGET
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,8 @@ class Permission:
 
 _ALL = (r"(every|each|all)\b[^.]{0,60}exactly once|use (every|all)\b|all (of )?the numbers"
         r"|(every|each) number has to be|must use (every|each|all)")
-_ONLY = r"(reply|respond|answer|write) (with )?only|nothing else|no other text"
+_ONLY = r"(reply|respond|answer|write) (with )?only|nothing else|(no|not [a-z]+ any) other text"
+_ONCE = r"(only|at most|more than)( [a-z]+){0,4} once\b"  # only once, can only be used once
 
 RULES = (
     Rule("a thought between <think> and </think>", r"<think>", (f"<answer>{ANSWER}</answer>",)),
@@ -88,7 +96,8 @@ RULES = (
     Rule("the target's value", r"\b(equals?|makes?|reach(es)?|get|gives?) (the target\b|[0-9]+)",
          (_answered("11 - 8 + 4 = 7"), _answered("11 + 8 - 4 = 12"))),
     Rule("every number used", _ALL, (_answered("4 + 8 = 12"),)),
-    Rule("no number used twice", r"(exactly|only|at most|more than) once|once only",
+    Rule("no number used twice", rf"exactly once|once only|{_ONCE}"
+         r"|\b(none|no|not|never|without)\b[^.]{0,40}\b(twice|again|repeat\w*|re-?us\w+)",
          (_answered("(11 - 8) * 4 + 8 - 8 = 12"),)),
     Rule("no number that is not given", r"the numbers?\b|use each of|given numbers",
          (_answered("(11 - 8) * 4 + 1 - 1 = 12"),)),
@@ -98,12 +107,53 @@ RULES = (
          (f"{GOOD} Done.",)),
 )
 
+_LENGTH = r"(words?|sentences?|steps?|characters?|tokens?)"
+_LANGUAGE = r"(arabic|chinese|english|french|german|hindi|japanese|portuguese|russian|spanish)"
+_FORM = r"\b(json|yaml|xml|html|csv|markdown|latex)\b|\\boxed"
+
+# What a prompt can demand, too, and rewards like ours never look at.
+IGNORED = (
+    Rule("JSON, Markdown or another notation", _FORM, (GOOD,)),
+    Rule("a length of the thought", r"\b(at (most|least)|(no )?(more|fewer|less) than|under|up to"
+         rf"|within|exactly) [0-9]+ {_LENGTH}\b|\b(briefly|concisely|in detail)\b"
+         r"|\b(brief|concise|short|detailed) (thought|thinking|reasoning|explanation)",
+         (GOOD.replace(THOUGHT, "<think></think>"), GOOD.replace("11 - 8 = 3,", "No. " * 500))),
+    Rule("a language", rf"\bin {_LANGUAGE}\b", (GOOD.replace("11 - 8 = 3,", "11 moins 8: 3."),
+                                              GOOD.replace("11 - 8 = 3,", "11 minus 8: 3."))),
+    Rule("a thought that is shown, true or checked",
+         r"\b(double-check|check|verify|prove)\b[^.]{0,40}\b(answer|result|equation|work|solution)"
+         r"|\b(show|explain)\b[^.]{0,20}\b(work|steps?|reasoning)\b",
+         (GOOD.replace(THOUGHT, "<think>2 + 2 = 5</think>"),)),
+    Rule("whole numbers on the way", r"\b(intermediate|every step|each step|on the way)\b[^.]{0,60}"
+         r"\b(whole|integers?|fractions?)\b|\b(no|never|without|avoid) (use |using )?"
+         r"(fractions?|decimals?)", (_answered("8 / (3 - 8 / 3) = 24"),), (3, 3, 8, 8), 24),
+    Rule("the numbers in their order", r"\bnumbers\b[^.]{0,40}\bin (the|this|their) "
+         r"((given|same) )?order\b|order of the numbers", (GOOD,)),
+    Rule("the shortest equation", r"\b(fewest|simplest|shortest|as few)\b|needless parenthes",
+         (_answered("((11 - 8)) * (4) = 12"),)),
+)
+
 PERMISSIONS = (
     Permission("to leave a number out (\"once\" without \"every\")",
-               r"(only|at most|more than) once", _answered("4 + 8 = 12"), unless=_ALL),
+               _ONCE, _answered("4 + 8 = 12"), unless=_ALL),
     Permission("to leave a number out", r"may (leave|skip|omit)|need not use|not all of the"
                r"|(don't|do not) (have|need) to use (all|every)|as many (numbers )?as you",
                _answered("4 + 8 = 12")),
+    Permission("to use a number twice", r"\b(may|can) (be )?(re-?used?\b|repeat"
+               r"|used? (twice|again|several times|more than once))",
+               _answered("(11 - 8) * 4 + 8 - 8 = 12")),
+    Permission("several equations", r"\b(all|several|multiple|many|different|more) (of )?"
+               r"((the|possible|correct|different) )*(equations|solutions|answers)\b"
+               r"|\b(every|each|any) (equation|solution|answer)s? (that )?you\b",
+               _answered(f"{ANSWER}\n4 * (11 - 8) = 12"),
+               unless=r"(\b(not|never|no)|n't)\b[^.]{0,30}\b(equations|solutions|answers)\b"),
+    Permission("something else than one newline between </think> and <answer>",
+               r"(?<!no )\b(space|tab|(blank|empty) line) (between|after </think>|before <answer>)"
+               r"|\bon the same line|</think> ?<answer>", GOOD.replace("\n", " ")),
+    Permission("an expression without its = sign",
+               r"\b(no|without)( an?| the| its)? \W?(=|equals?)\W? sign",
+               _answered("(11 - 8) * 4")),
+    Permission("JSON, Markdown or another notation", _FORM, f'{{"answer": "{ANSWER}"}}'),
     Permission("words before the thought", r"\b(greet|say hello|introduc)|first (explain|restate)",
                f"Sure! {GOOD}"),
     Permission("words after the answer", r"after </answer>,? (you may|add|explain|write|say)"
@@ -126,6 +176,16 @@ PERMISSIONS = (
 )
 
 
+_DEMAND = re.compile(
+    r"\b(must|should|shall|(has|have|needs?) to|may|can|cannot|never|always|do not|don't|only)\b"
+    r"|^\W*(please |then |also |finally |first )*(add|answer|append|avoid|be|begin|call|choose|do"
+    r"|end|explain|finish|give|keep|list|make|mark|name|output|print|provide|put|reply|report"
+    r"|respond|return|round|say|show|sign|solve|start|state|stop|tell|think|translate|try|use"
+    r"|write)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=</answer>)\s+(?=[A-Z])"
+                           r"|\n(?=\s*(?:[-*\u2022]|[0-9]+[.)]|[A-Z]))")
+
+
 @dataclass(frozen=True)
 class Finding:
     """One disagreement between a prompt and the rewards.
@@ -135,8 +195,10 @@ class Finding:
     kind : str
         "not said": the rewards demand it and the prompt is silent. "not checked": the prompt
         demands it and the rewards pay without it. "not paid": the prompt allows it and the rewards
-        punish it. "example": its own example is not paid. "prefix": what is written for the model
-        is missing when the rewards look. "puzzle": the puzzle is not there, or not plain.
+        punish it. "not known": a sentence that demands or allows something in words that no rule
+        knows, so that the rewards were not asked. "example": its own example is not paid.
+        "prefix": what is written for the model is missing when the rewards look. "puzzle": the
+        puzzle is not there, or not plain.
     what : str
         The rule or the promise.
     """
@@ -195,6 +257,10 @@ def examples(text):
     return found
 
 
+def _says(text, entry):
+    return re.search(entry.said, text, re.IGNORECASE) is not None
+
+
 def check(text, prefix="", prefix_graded=False, rewards=both_rewards):
     """Return where a prompt's words and the rewards disagree.
 
@@ -227,18 +293,21 @@ def check(text, prefix="", prefix_graded=False, rewards=both_rewards):
         raise ValueError(f"these rewards pay {rewards(GOOD, NUMS, TARGET)} for a good completion, "
                          f"not 1.0 each: {GOOD!r} for {NUMS} and {TARGET}")
     found = []
-    for rule in RULES:
-        said = re.search(rule.said, text, re.IGNORECASE) is not None
-        demanded = [lost(completion) for completion in rule.broken]
+    for rule in RULES + IGNORED:
+        said = _says(text, rule)
+        demanded = [lost(completion, rule.nums, rule.target) for completion in rule.broken]
         if any(demanded) and not said:
             found.append(Finding("not said", rule.name))
         if said and not all(demanded):
             found.append(Finding("not checked", rule.name))
     for grant in PERMISSIONS:
-        granted = (re.search(grant.said, text, re.IGNORECASE)
-                   and not re.search(grant.unless, text, re.IGNORECASE))
+        granted = _says(text, grant) and not re.search(grant.unless, text, re.IGNORECASE)
         if granted and lost(grant.followed, grant.nums, grant.target):
             found.append(Finding("not paid", grant.name))
+    for sentence in _SENTENCE_END.split(text):
+        known = any(_says(sentence, entry) for entry in RULES + IGNORED + PERMISSIONS)
+        if not known and _DEMAND.search(re.sub(r"</?\w+>", "", sentence)):
+            found.append(Finding("not known", " ".join(sentence.split())))
     try:
         for completion, nums, target in examples(text):
             if lost(completion, nums, target):

@@ -1,11 +1,12 @@
 """The bad rewards pay what they say, and their recorded runs show what the notebook says."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from helpers import bad_rewards
+from helpers import bad_rewards, profiles
 from helpers.bad_rewards import (
     BAD_REWARDS,
     DESIGNS,
@@ -55,55 +56,74 @@ def test_no_answer_no_credit():
         assert nearness_credit([text], target=[36]) == [0.0]
 
 
-def recorded(name):
-    folder = BAD_REWARDS / f"{name}-seed0"
+SEEDS = range(3)
+
+
+def recorded(name, seed=0):
+    folder = BAD_REWARDS / f"{name}-seed{seed}"
     config = json.loads((folder / "config.json").read_text())
     return config, read_rows(folder / "metrics.jsonl"), pd.read_parquet(
         folder / "evaluation.parquet")
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", DESIGNS)
-def test_recorded_runs_are_of_these_designs_and_whole(name):
-    config, rows, frame = recorded(name)
+def test_recorded_runs_are_of_these_designs_and_whole(name, seed):
+    config, rows, frame = recorded(name, seed)
     design = DESIGNS[name]
-    assert config["command"] == f"python -m helpers.bad_rewards --reward {name} --seed 0"
+    assert config["command"] == f"python -m helpers.bad_rewards --reward {name} --seed {seed}"
     weights = {f.__name__: 1.0 for f in design.functions}
     assert config["rewards"] == {"equation_reward_func": 0.0} | weights
-    assert (name == "both-hot") == (config["rewards"]["equation_reward_func"] == 1.0)
-    assert config["profile"]["temperature"] == design.temperature
+    assert config["seed"] == seed and config["evaluated_on"] == "data/puzzles/cpu-test.parquet"
+    assert config["profile"] | {"measured_on": ""} == profiles.settings(
+        replace(profiles.CPU_SHORT, measured_on=""))  # the limit changes training alone
+    assert config.get("training_limit") == design.limit
     assert [row["step"] for row in rows] == list(range(1, config["profile"]["steps"] + 1))
     assert all("equation_reward" in row for row in rows)  # the true success, at every step
+    if design.limit:
+        assert max(row["completion_tokens"] for row in rows) <= design.limit
+        assert frame.loc[frame["stage"] == "before", "tokens"].max() > design.limit  # not there
+        assert rows[0]["truncated"] > 0.1  # the limit bites
     assert set(frame["stage"]) == {"before", "after"}
     sample = frame.sample(300, random_state=0)
     assert [is_correct(r.completion, list(r.nums), r.target) for r in sample.itertuples()] == list(
         sample["correct"])
-    if name == "format-only":  # the equation reward has no weight
+    if name == "format-64":  # the equation reward has no weight
         assert all(row["reward"] == pytest.approx(row["format_reward"]) for row in rows)
+
+
+def test_nothing_else_is_recorded():
+    assert {path.name for path in BAD_REWARDS.iterdir()} == {
+        f"{name}-seed{seed}" for name in DESIGNS for seed in SEEDS}
 
 
 def test_a_run_with_other_settings_has_another_name():
     names = {bad_rewards.label("length-bonus", 0, *more) for more in (
-        (), (20,), (None, 1.0), (20, 1.0), (None, None, "validation"))}
+        (), (20,), (None, 32), (20, 32), (None, None, "validation"))}
     assert len(names) == 5 and "length-bonus-seed0" in names
 
 
-def gain(name, temperature=1.0):
-    _, _, frame = recorded(name)
+def gain(name, seed, temperature=1.0):
+    _, _, frame = recorded(name, seed)
     part = frame[frame["temperature"] == temperature]
     before, after = (part[part["stage"] == stage]["correct"] for stage in ("before", "after"))
     return paired_gain(before, after)
 
 
-@pytest.mark.parametrize("name", ["format-only", "length-bonus", "partial-credit"])
-def test_the_proxy_rises_and_success_does_not(name):
-    _, rows, _ = recorded(name)
-    proxy = [row["reward"] for row in rows]
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name, temperature", [
+    ("format-64", 1.0), ("both-64", 1.0), ("partial-64", 1.0), ("length-bonus", 0.0)])
+def test_the_proxy_rises_and_success_falls(name, temperature, seed):
+    _, rows, _ = recorded(name, seed)
+    proxy = [row["reward"] / len(DESIGNS[name].functions) for row in rows]
     assert sum(proxy[-10:]) / 10 > sum(proxy[:10]) / 10 + 0.05
-    assert gain(name)["low"] < 0  # no gain beyond chance
+    assert gain(name, seed, temperature)["high"] < 0
 
 
-def test_a_proxy_that_goes_with_success_teaches():
-    assert gain("near-credit")["low"] > 0.05
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["equation-64", "near-credit"])
+def test_a_reward_that_goes_with_success_teaches(name, seed):
+    assert gain(name, seed)["low"] > 0.05
 
 
 def test_a_run_leaves_the_files_of_any_recorded_run(monkeypatch, tmp_path, capsys):
@@ -113,19 +133,22 @@ def test_a_run_leaves_the_files_of_any_recorded_run(monkeypatch, tmp_path, capsy
     monkeypatch.setattr(bad_rewards, "BAD_REWARDS", tmp_path / "data")
     monkeypatch.setattr("helpers.record.load_split", lambda name, part: _few(name, part))
     bad_rewards.main(["--reward", "length-bonus", "--seed", "7", "--steps", "2",
-                      "--part", "validation"])
-    folder = tmp_path / "data" / "length-bonus-2steps-validation-seed7"
+                      "--limit", "24", "--part", "validation"])
+    folder = tmp_path / "data" / "length-bonus-limit24-2steps-validation-seed7"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "evaluation.parquet", "metrics.jsonl"]
     config, rows = json.loads((folder / "config.json").read_text()), read_rows(
         folder / "metrics.jsonl")
-    assert config["command"].endswith("--reward length-bonus --seed 7 --steps 2 --part validation")
+    assert config["command"].endswith(
+        "--reward length-bonus --seed 7 --steps 2 --limit 24 --part validation")
+    assert config["training_limit"] == 24 and max(row["completion_tokens"] for row in rows) <= 24
+    assert pd.read_parquet(folder / "evaluation.parquet")["tokens"].max() > 24
     assert config["seed"] == 7 and [row["step"] for row in rows] == [1, 2]
     for row in rows:  # weight 0: in the file, not in the reward
         assert row["reward"] <= row["format_reward"] + 1.0 + 1e-6
     assert "copied to" in capsys.readouterr().out
     for bad in (["none-such"], ["length-bonus", "--steps", "0"],
-                ["length-bonus", "--temperature", "-1"]):
+                ["length-bonus", "--limit", "-1"]):
         with pytest.raises(SystemExit):
             bad_rewards.main(["--reward", *bad])
 

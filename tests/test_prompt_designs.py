@@ -9,6 +9,7 @@ from helpers import prompt_designs as designs
 from helpers.dataset import load_split
 from helpers.prompt_check import (
     GOOD,
+    IGNORED,
     NUMS,
     PERMISSIONS,
     RULES,
@@ -195,6 +196,9 @@ def test_our_prompt_agrees_and_each_rule_and_promise_is_real():
     assert both_rewards(GOOD, NUMS, TARGET) == (1.0, 1.0)
     for rule in RULES:  # every rule is one that the rewards demand
         assert rule.broken and all(min(both_rewards(t, NUMS, TARGET)) < 1 for t in rule.broken)
+    for rule in IGNORED:  # and each of these one that they don't
+        assert rule.broken
+        assert all(both_rewards(t, rule.nums, rule.target) == (1.0, 1.0) for t in rule.broken)
 
 
 EXPECTED = {
@@ -253,6 +257,33 @@ BROKEN = [  # what is replaced in our prompt, by what, and what the check has to
      "not paid: the equation and the answer in one block"),
     ("Give the whole equation", "Join the digits if it helps. Give the whole equation",
      "not paid: joined digits"),
+    ("one equation inside", "all equations that you find inside", "not paid: several equations"),
+    ("one equation inside", "every equation you find inside", "not paid: several equations"),
+    ("exactly one newline", "a space",
+     "not paid: something else than one newline between </think> and <answer>"),
+    ("Use every number exactly once", "Use every number; a number may be used twice",
+     "not paid: to use a number twice"),
+    ("Use every number exactly once", "You can only use each number once",
+     'not paid: to leave a number out ("once" without "every")'),
+    ("with its = sign", "with no '=' sign", "not paid: an expression without its = sign"),
+    ("Use every number exactly once.", "Use every number exactly once. Reply as JSON.",
+     "not checked: JSON, Markdown or another notation"),
+    ("Use every number exactly once.", "Use every number exactly once. Reply as JSON.",
+     "not paid: JSON, Markdown or another notation"),
+    ("exactly once.", "exactly once, in at most 40 words.", "not checked: a length of the thought"),
+    ("step by step", "in English", "not checked: a language"),
+    ("exactly once.", "exactly once. Double-check your answer.",
+     "not checked: a thought that is shown, true or checked"),
+    ("exactly once.", "exactly once, without fractions.", "not checked: whole numbers on the way"),
+    ("Use every number exactly once", "Use the numbers exactly once each, in the given order",
+     "not checked: the numbers in their order"),
+    ("one equation inside", "the shortest equation inside", "not checked: the shortest equation"),
+    ("exactly once.", "exactly once. Sign it with your name.",
+     "not known: Sign it with your name."),
+    ("exactly once.", "exactly once. One of them\ncan stay unused.",
+     "not known: One of them can stay unused."),
+    ("Use every number exactly once.", "Use every number exactly once.\n- Be polite\n- Be fast\n",
+     "not known: - Be polite"),
 ]
 
 
@@ -260,6 +291,38 @@ BROKEN = [  # what is replaced in our prompt, by what, and what the check has to
 def test_broken_prompts_are_found(old, new, expected):
     assert old in ASKED
     assert expected in [str(finding) for finding in check(ASKED.replace(old, new))]
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("exactly once", ", none of them twice"),
+    ("exactly once", "and never repeat one"),
+    ("Use every number exactly once", "Use all the numbers; each can only be used once"),
+    ("nothing after </answer>", "and do not include any other text"),
+    ("exactly once", "without reusing any"),
+    ("one equation inside", "one equation (not several equations) inside"),
+    ("exactly one newline", "exactly one newline, no space between them,"),
+    ("one equation inside", "one equation, in this order of blocks, inside"),
+])
+def test_prompts_that_say_the_same_are_left_alone(old, new):
+    assert old in ASKED
+    assert check(ASKED.replace(old, new)) == []
+
+
+def test_what_the_check_does_not_see():
+    """Said in its docstring: this test fails when the check learns it, and the words can go."""
+    blind = ASKED.replace("exactly once.", "exactly once, though one of them can stay unused.")
+    assert blind != ASKED and check(blind) == []
+
+
+def test_rewards_that_look_at_what_ours_ignore_are_asked():
+    def short(text, nums, target):  # pays no thought of more than 300 characters
+        return (*both_rewards(text, nums, target), float(len(text) < 300))
+
+    found = [str(f) for f in check(ASKED, rewards=short)]
+    assert found == ["not said: a length of the thought"]
+    both = ASKED.replace("exactly once.", "exactly once, in at most 40 words.")
+    assert [str(f) for f in check(both, rewards=short)] == [
+        "not checked: a length of the thought"]  # an empty thought is still paid
 
 
 def test_a_rule_that_no_reward_checks_is_found():
