@@ -106,7 +106,7 @@ def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows,
                          processing_class=tokenizer, peft_config=lora)
     trainer.train()
-    trained = trainer.model.merge_and_unload() if rank else trainer.model
+    trained = trainer.model.float().merge_and_unload() if rank else trainer.model
     return trained, [row for row in trainer.state.log_history if "loss" in row]
 
 
@@ -127,6 +127,8 @@ def make(profile, folder):
         model = build_model(tokenizer, seed=0)
     else:
         model, tokenizer = load_pretrained(profile)
+        if profile.cold_start.lora_rank:
+            model.to(torch.bfloat16)  # frozen: half the memory traffic; merged in float32
     settings = profile.cold_start
     rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)
     print(f"{len(rows)} traces, {sum(p.numel() for p in model.parameters()):,} parameters")

@@ -106,8 +106,8 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
     inputs = [{"prompt_token_ids": i} for i in ids]
     # The weights as they are now, under a name that vLLM has not seen yet: nothing is cached.
     adapter = model.load_lora(str(RUNS / "evaluated_adapter"), load_tensors=True)
-    # As many as run at once: a prompt that joins later makes a batch too large for vLLM's CUDA
-    # graphs, and without these a step takes ten times as long.
+    # As many as run at once: a prompt that joins later makes a batch that no CUDA graph fits, and
+    # then Python launches every kernel of every layer, step by step.
     found, at_once = [], profile.max_num_seqs
     for start in range(0, len(inputs), at_once):
         outputs = model.fast_generate(inputs[start : start + at_once], settings,

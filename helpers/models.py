@@ -185,7 +185,7 @@ def _decode_graphs(max_num_seqs):
     """Say which CUDA graphs vLLM captures: those of decoding, for eight and four batch sizes.
 
     By default it compiles the model, too, and captures graphs for 51 sizes, mixed and decoding,
-    with and without an adapter: for SmolLM2 that took 51 s and 6 GiB on an H100.
+    with and without an adapter: seen to take 51 s and 6 GiB for SmolLM2 on a busy H100.
     """
     from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 

@@ -211,20 +211,27 @@ def _results(profile):
 def forecast(profile):
     """Return a line on how long a profile trains and what memory it takes, from recorded runs.
 
-    Time comes from data/reference_runs, memory of a GPU from data/benchmarks.
+    Time comes from data/reference_runs, or, where there is none, from the steps timed in
+    data/benchmarks; memory of a GPU from the latter.
     """
     runs = find_runs(profile.name)
-    if not runs:
+    path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
+    timed = json.loads(path.read_text()) if path.exists() else None
+    if runs:
+        configs = [json.loads((run / "config.json").read_text()) for run in runs]
+        rows = [read_rows(run / "metrics.jsonl") for run in runs]
+        seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
+        source, hardware = f"{len(runs)} recorded runs", configs[0]["hardware"]
+    elif timed:
+        seconds, hardware = timed["step_seconds"], timed["hardware"]
+        source = f"from {timed['steps_counted']} timed steps; no whole run was recorded"
+    else:
         return f"no run of profile {profile.name} was recorded: its time is not known"
-    configs = [json.loads((run / "config.json").read_text()) for run in runs]
-    rows = [read_rows(run / "metrics.jsonl") for run in runs]
-    seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
-    line = (f"{profile.steps} steps take about {profile.steps * seconds / 60:.0f} min on "
-            f"{configs[0]['hardware']} ({len(runs)} recorded runs)")
-    for path in sorted((DATA / "benchmarks").glob(f"{profile.name}-unsloth*.json")):
-        peak = json.loads(path.read_text())
-        line += f"; GPU memory {peak['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak"
-        break
+    minutes = profile.steps * seconds / 60
+    length = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    line = f"{profile.steps} steps take about {length} on {hardware} ({source})"
+    if timed:
+        line += f"; GPU memory {timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak"
     return line
 
 

@@ -48,6 +48,7 @@ class Profile:
     max_num_seqs: int  # completions that vLLM writes at the same time
     gradient_checkpointing: bool  # True: less memory, a second forward pass
     measured_on: str
+    roomy_gib: float = 0.0  # on a GPU with less, micro-batches are a quarter of micro_batch
     standby: bool = False  # vLLM gives its memory back while the policy trains
     temperature: float = 1.0
     loss_type: str = "dapo"
@@ -164,7 +165,9 @@ SMOLLM2 = Profile(
     vllm_gib=8.0,
     max_num_seqs=320,
     gradient_checkpointing=False,
-    measured_on="tried on an H200 (data/sweeps/smollm2-*): no reference run yet",
+    roomy_gib=28.0,  # 25.4 GiB at the peak of data/benchmarks/smollm2-unsloth.json
+    measured_on="steps timed on an H100 (data/benchmarks), learning tried on an H200 "
+                "(data/sweeps/smollm2-*): no reference run yet",
 )
 
 A100 = Profile(
@@ -190,7 +193,8 @@ A100 = Profile(
     vllm_gib=10.0,
     max_num_seqs=64,
     gradient_checkpointing=True,
-    measured_on="Qwen2.5-3B's weights were not at hand: learning is not measured",
+    measured_on="steps timed with random weights on an H100 (data/benchmarks); Qwen2.5-3B's own "
+                "were not at hand: learning is not measured",
 )
 
 PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
@@ -234,6 +238,10 @@ def choose(name=None):
               "it: transformers samples, many times slower, and training is in float16. That was "
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
+    if gib < profile.roomy_gib:
+        profile = replace(profile, micro_batch=profile.micro_batch // 4)
+        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
+              f"{profile.micro_batch}, which was not measured")
     return profile
 
 

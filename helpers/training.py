@@ -227,9 +227,9 @@ class SampleLog(TrainerCallback):
 def collecting_between_steps(trainer):
     """Keep Python's garbage collector out of a trainer's steps; collect after each of them.
 
-    Sampling makes two small objects for every token. Their number triggers the collector, which
-    then walks everything that is alive, models and data sets included: about a second, in the
-    middle of every other step. What is alive at the beginning is left out for good here.
+    Sampling makes small objects for every token. Their number triggers the collector, which then
+    walks everything that is alive: with trl and a data set loaded 458,000 objects, 0.25 s on a CPU
+    core, and more with Unsloth and vLLM. What is alive at the beginning is left out here.
     """
 
     class CollectAfterStep(TrainerCallback):

@@ -8,9 +8,9 @@ import torch
 
 from helpers.benchmark import random_weights, shares, split_changes, summary
 from helpers.paths import DATA
-from helpers.profiles import SMOLLM2
+from helpers.profiles import A100, SMOLLM2, differences
 
-RECORDED = sorted((DATA / "benchmarks").glob("smollm2-*.json"))
+RECORDED = sorted((DATA / "benchmarks").glob("*-*.json"))
 
 
 def step(seconds, sampling, old=1.0, prompt=100, completion=300):
@@ -68,4 +68,12 @@ def test_unsloth_is_no_slower_than_plain_trl():
     two = {p.stem: json.loads(p.read_text()) for p in RECORDED}
     unsloth, trl = two["smollm2-unsloth"], two["smollm2-trl"]
     assert unsloth["profile"] == trl["profile"] and unsloth["steps_counted"] >= 20
+    assert unsloth["hardware"] == trl["hardware"] and unsloth["date"] == trl["date"]
     assert unsloth["step_seconds"] <= trl["step_seconds"]
+
+
+def test_the_large_profile_fits_a_card_of_40_gb_in_the_worst_case():
+    measured = json.loads((DATA / "benchmarks" / "a100-unsloth.json").read_text())
+    assert differences(A100, measured["profile"]) == ["model", "revision", "steps"]
+    assert measured["card_gib"] <= 39.4 and measured["whole_gpu_peak_mib"] < 38_000
+    assert all(step["longest"] == A100.max_completion_length for step in measured["steps"])

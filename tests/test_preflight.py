@@ -1,6 +1,7 @@
 """Every check of the preflight, passing and failing; only what it reads is replaced."""
 
 import collections
+import json
 import re
 import sys
 import types
@@ -11,7 +12,9 @@ import pytest
 
 from helpers import preflight as module
 from helpers import runs
+from helpers.paths import DATA
 from helpers.preflight import preflight
+from helpers.profiles import A100
 
 Profile = collections.namedtuple("Profile", "name needs_gpu uses_vllm min_gpu_gib steps")
 CPU = Profile("cpu", False, False, 0, 80)
@@ -188,6 +191,16 @@ def test_forecast_is_of_the_recorded_runs():
     slowest = max(r[-1]["seconds"] / len(r) for r in rows)
     minutes = re.search(r"80 steps take about (\d+) min on 2 CPU cores", module.forecast(CPU))
     assert 1 <= int(minutes[1]) <= 80 * slowest / 60 + 1
+
+
+def test_forecast_without_a_run_is_of_the_timed_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "find_runs", lambda name: [])
+    timed = json.loads((DATA / "benchmarks" / "a100-unsloth.json").read_text())
+    line = module.forecast(A100)
+    hours = float(re.search(r"take about ([0-9.]+) h on NVIDIA", line)[1])
+    assert hours == pytest.approx(A100.steps * timed["step_seconds"] / 3600, abs=0.05)
+    assert "no whole run was recorded" in line
+    assert f"{timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak" in line
 
 
 def test_forecast_without_a_recorded_run_says_so(monkeypatch, tmp_path):

@@ -31,8 +31,17 @@ def test_the_hardware_decides_unless_the_variable_does(monkeypatch, capsys, gib,
     assert "COUNTDOWN_PROFILE says so" in capsys.readouterr().out
 
 
+def test_a_small_gpu_gets_small_micro_batches_and_the_same_step(monkeypatch, capsys):
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 22.0)
+    small = profiles.choose("smollm2")
+    assert small.micro_batch < profiles.SMOLLM2.micro_batch
+    assert small.completions_per_step == profiles.SMOLLM2.completions_per_step
+    assert f"micro-batches of {small.micro_batch}" in capsys.readouterr().out
+    assert profiles.choose("cpu") == profiles.CPU
+
+
 def test_an_old_gpu_samples_without_vllm_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 16.0)
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 32.0)
     monkeypatch.setattr(profiles, "old_gpu", lambda: True)
     assert not profiles.choose("smollm2").uses_vllm
     assert "transformers samples" in capsys.readouterr().out
