@@ -116,7 +116,7 @@ def make(profile, folder):
     Parameters
     ----------
     profile : helpers.profiles.Profile
-        Its ``cold_start`` says what is trained on; every weight of the model is trained.
+        Its ``cold_start`` says on what, and whether every weight or an adapter is trained.
     folder : pathlib.Path
         Where model, tokenizer and cold_start.json are saved.
     """
@@ -141,7 +141,8 @@ def make(profile, folder):
         if torch.cuda.mem_get_info()[0] < 60 << 30:  # four passes need a quarter of the memory
             options["gradient_accumulation_steps"] = 4
     model, log = train(model, tokenizer, rows, settings, RUNS / "cold_start" / "trainer", **options)
-    model.to("cpu").save_pretrained(folder)
+    # As pretrained models are published, so that what is merged onto it later is 16-bit, too.
+    model.to("cpu", torch.bfloat16 if profile.needs_gpu else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record = {
         "command": f"python -m helpers.coldstart {profile.name}",
