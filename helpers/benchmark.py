@@ -1,7 +1,8 @@
 """Time GRPO steps on a GPU: ``python -m helpers.benchmark --profile smollm2 --stack unsloth``.
 
 Stack ``unsloth`` is what the notebooks use; ``trl`` is the same training with nothing but trl, vLLM
-(colocated), peft and bitsandbytes. One JSON file a measurement, under runs/benchmarks/.
+(colocated, with its own defaults), peft and bitsandbytes. One JSON file a measurement, under
+runs/benchmarks/.
 """
 
 import argparse
@@ -368,6 +369,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
         ``steps`` are run; the first `warm_up` of them don't count.
     stack : str
         ``unsloth`` or ``trl``.
+    warm_up, seed : int
+        Steps that don't count; seed of the adapter, of the order of the prompts and of sampling.
     name : str, optional
         Of the JSON file; variations have their change in it.
     vary : sequence of str
@@ -472,7 +475,7 @@ def main():
     if options.stack == "trl" and (options.vary or load):
         parser.error("--vary and --load are for the stack unsloth")
     if options.random_weights:
-        folder = RUNS / "benchmarks" / "random_weights"
+        folder = FOLDER / "random_weights"
         if not list(folder.glob("*.safetensors")):
             random_weights(profile, folder)
         profile = replace(profile, model=str(folder), revision=None)

@@ -66,12 +66,16 @@ def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
     ----------
     model : transformers.PreTrainedModel
         What is trained: every weight, or a LoRA adapter that is merged into it at the end.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The model's.
     rows : datasets.Dataset
         From `training_rows`.
     settings : helpers.profiles.ColdStart
         Steps, batch and learning rate.
     output_dir : path
         Where the trainer may write; it saves nothing there.
+    seed : int
+        Seed of the order of the rows and of new LoRA weights.
     **options
         Further arguments of SFTConfig.
 
@@ -127,17 +131,20 @@ def make(profile, folder):
         model = build_model(tokenizer, seed=0)
     else:
         model, tokenizer = load_pretrained(profile)
-        if profile.cold_start.lora_rank:
+        if profile.cold_start.lora_rank and not profiles.old_gpu():
             model.to(torch.bfloat16)  # frozen: half the memory traffic; merged in float32
     settings = profile.cold_start
     rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)
     print(f"{len(rows)} traces, {sum(p.numel() for p in model.parameters()):,} parameters")
     start = time.monotonic()
-    options = {"use_cpu": not torch.cuda.is_available(), "bf16": profile.needs_gpu}
+    options = {"use_cpu": not torch.cuda.is_available(),
+               "bf16": profile.needs_gpu and not profiles.old_gpu(),
+               "fp16": profile.needs_gpu and profiles.old_gpu()}
     if profile.needs_gpu:
         # Traces of like length in one batch: without it two fifths of the tokens are padding.
-        options |= {"train_sampling_strategy": "group_by_length", "tf32": True,
-                    "gradient_checkpointing": False, "dataloader_num_workers": 2}
+        options |= {"train_sampling_strategy": "group_by_length",
+                    "tf32": not profiles.old_gpu(), "gradient_checkpointing": False,
+                    "dataloader_num_workers": 2}
         if torch.cuda.mem_get_info()[0] < 60 << 30:  # four passes need a quarter of the memory
             options["gradient_accumulation_steps"] = 4
     model, log = train(model, tokenizer, rows, settings, RUNS / "cold_start" / "trainer", **options)

@@ -164,6 +164,8 @@ def evaluate(model, tokenizer, profile, puzzles, stage, temperatures=TEMPERATURE
 
     Parameters
     ----------
+    model, tokenizer, profile, puzzles, seed
+        As for `sample_completions`.
     stage : str
         "before" or "after"; a column of the result.
     temperatures : sequence of float

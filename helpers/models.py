@@ -8,7 +8,7 @@ from helpers.paths import ROOT, RUNS, show
 
 LORA_TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
-# Read when unsloth is imported, so set before. What each is worth: the README's benchmarks.
+# Read when unsloth is imported, so set before. Why: notebook 04, section 9.
 UNSLOTH_ENVIRONMENT = {
     "UNSLOTH_DISABLE_STATISTICS": "1",  # no call home
     # Packing checks itself against one forward pass per completion each time a batch is longer
@@ -181,18 +181,27 @@ def trained_model(model, profile, folder):
     return model
 
 
+def graph_sizes(max_num_seqs):
+    """Return the batch sizes to capture CUDA graphs for: a dozen at most, up to `max_num_seqs`.
+
+    A batch takes the graph of the next larger size, so the largest batch needs one, too.
+    """
+    step = -(-max_num_seqs // 8)
+    return sorted({1, 2, 4, 8, *range(step, max_num_seqs, step), max_num_seqs})
+
+
 def _decode_graphs(max_num_seqs):
-    """Say which CUDA graphs vLLM captures: those of decoding, for eight and four batch sizes.
+    """Say which CUDA graphs vLLM captures: those of decoding, at `graph_sizes`.
 
     By default it compiles the model, too, and captures graphs for 51 sizes, mixed and decoding,
-    with and without an adapter: seen to take 51 s and 6 GiB for SmolLM2 on a busy H100.
+    with and without an adapter. The capture alone was seen to take 51 s and 6 GiB for SmolLM2 on a
+    busy H100.
     """
     from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode
 
-    step = -(-max_num_seqs // 8)
     return CompilationConfig(
         mode=CompilationMode.NONE, cudagraph_mode=CUDAGraphMode.FULL_DECODE_ONLY,
-        cudagraph_capture_sizes=sorted({1, 2, 4, 8, *range(step, max_num_seqs + 1, step)}))
+        cudagraph_capture_sizes=graph_sizes(max_num_seqs))
 
 
 def _load_unsloth(profile, folder, seed, options):

@@ -169,8 +169,9 @@ def _gpu(profile):
         yield ("FAIL", "GPU does not compute in bfloat16",
                f"use a GPU of compute capability {_text(CAPABILITY_NEEDED)} or newer")
     free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
-    line = (f"GPU memory: {free:.1f} of {total:.1f} GiB free, {profile.min_gpu_gib:g} GiB needed")
-    if free >= profile.min_gpu_gib:
+    needed = max(profile.min_gpu_gib, profile.roomy_gib)
+    line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
+    if free >= needed:
         yield "OK", line, ""
     else:
         yield "FAIL", line, "stop other kernels that hold the GPU, or use a smaller profile"
@@ -221,16 +222,17 @@ def forecast(profile):
         configs = [json.loads((run / "config.json").read_text()) for run in runs]
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
         seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
-        source, hardware = f"{len(runs)} recorded runs", configs[0]["hardware"]
-    elif timed:
+        hardware = " or ".join(dict.fromkeys(config["hardware"] for config in configs))
+        source = f"{len(runs)} recorded runs"
+    elif timed and timed["profile"]["micro_batch"] == profile.micro_batch:
         seconds, hardware = timed["step_seconds"], timed["hardware"]
         source = f"from {timed['steps_counted']} timed steps; no whole run was recorded"
     else:
-        return f"no run of profile {profile.name} was recorded: its time is not known"
+        return f"no run of profile {profile.name} as it is here was recorded: its time is not known"
     minutes = profile.steps * seconds / 60
     length = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     line = f"{profile.steps} steps take about {length} on {hardware} ({source})"
-    if timed:
+    if timed and timed["profile"]["micro_batch"] == profile.micro_batch:
         line += f"; GPU memory {timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak"
     return line
 

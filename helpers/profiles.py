@@ -159,7 +159,7 @@ SMOLLM2 = Profile(
     warmup_steps=5,
     steps=80,
     save_every=25,
-    mask_truncated=False,  # masked, a third of the completions ran into the limit
+    mask_truncated=False,  # masked, two fifths of the completions ran into the limit for a while
     uses_vllm=True,
     min_gpu_gib=14.0,
     vllm_gib=8.0,
@@ -187,7 +187,7 @@ A100 = Profile(
     warmup_steps=20,
     steps=500,
     save_every=25,
-    mask_truncated=True,
+    mask_truncated=True,  # as DAPO has it; whether it lengthens completions here was not tried
     uses_vllm=True,
     min_gpu_gib=38.0,
     vllm_gib=10.0,
@@ -239,7 +239,7 @@ def choose(name=None):
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
-        profile = replace(profile, micro_batch=profile.micro_batch // 4)
+        profile = replace(profile, micro_batch=profile.micro_batch // 4, roomy_gib=0.0)
         print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
               f"{profile.micro_batch}, which was not measured")
     return profile

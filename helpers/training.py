@@ -236,7 +236,7 @@ def collecting_between_steps(trainer):
         def on_step_end(self, args, state, control, **kwargs):
             gc.collect()
 
-    trainer.add_callback(CollectAfterStep())
+    trainer.add_callback(CollectAfterStep)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -245,6 +245,7 @@ def collecting_between_steps(trainer):
     finally:
         gc.enable()
         gc.unfreeze()
+        trainer.remove_callback(CollectAfterStep)
 
 
 def train_or_resume(trainer, run):

@@ -49,6 +49,15 @@ def test_before_training_there_is_no_adapter_to_check():
     evaluation.check_adapter_used(model, None, profiles.SMOLLM2, None)
 
 
+@pytest.mark.parametrize("most", [16, 64, 300, 320])
+def test_every_batch_size_finds_a_graph_and_there_are_few(most):
+    sizes = models.graph_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == most
+    assert len(sizes) <= 12
+    paddings = [min(size for size in sizes if size >= n) - n for n in range(1, most + 1)]
+    assert max(paddings) < max(8, most / 8)
+
+
 @pytest.mark.parametrize("profile", [profiles.SMOLLM2, profiles.A100], ids=lambda p: p.name)
 def test_what_unsloth_has_other_defaults_for_is_given(profile, tmp_path):
     options = grpo_options(profile, tmp_path)

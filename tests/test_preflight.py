@@ -16,7 +16,9 @@ from helpers.paths import DATA
 from helpers.preflight import preflight
 from helpers.profiles import A100
 
-Profile = collections.namedtuple("Profile", "name needs_gpu uses_vllm min_gpu_gib steps")
+Profile = collections.namedtuple(
+    "Profile", "name needs_gpu uses_vllm min_gpu_gib steps roomy_gib micro_batch",
+    defaults=(0, 1))
 CPU = Profile("cpu", False, False, 0, 80)
 GPU = Profile("a100", True, True, 20, 500)
 PACKAGES = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
