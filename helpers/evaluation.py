@@ -99,7 +99,7 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
 
     # No seed: one for each request makes vLLM sample its rows one by one. The engine's own seed,
     # given when the model is loaded, fixes the order of its random numbers.
-    # No text: decoding every token as it comes costs more than the sampling of so small a model.
+    # No text from vLLM, which would decode each token as it comes: all are decoded at once below.
     settings = SamplingParams(temperature=temperature, top_p=1.0, top_k=-1, detokenize=False,
                               max_tokens=profile.max_completion_length)
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
