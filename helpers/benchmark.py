@@ -202,6 +202,7 @@ def plain_trainer(profile, run, rewards, dataset, seed):
         **options)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     arguments = grpo_options(profile, run, seed) | {
+        "save_strategy": "no",
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": vllm_share(profile),
         "vllm_max_model_length": profile.max_prompt_length + profile.max_completion_length,
@@ -410,8 +411,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
                 trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config,
                                       reward_funcs=rewards, train_dataset=dataset)
             else:
-                plain = replace(changed, save_every=10**6)
-                trainer = plain_trainer(plain, run, rewards, dataset, seed)
+                trainer = plain_trainer(changed, run, rewards, dataset, seed)
             loaded = time.monotonic() - start
             print(f"{run.name}: ready after {loaded:.0f} s", flush=True)
             clock = StepClock(trainer)

@@ -137,9 +137,7 @@ def make(profile, folder):
     rows = training_rows(tokenizer, load_split(profile.puzzles, "train"), settings)
     print(f"{len(rows)} traces, {sum(p.numel() for p in model.parameters()):,} parameters")
     start = time.monotonic()
-    options = {"use_cpu": not torch.cuda.is_available(),
-               "bf16": profile.needs_gpu and not profiles.old_gpu(),
-               "fp16": profile.needs_gpu and profiles.old_gpu()}
+    options = {"use_cpu": not torch.cuda.is_available(), **profiles.half_precision(profile)}
     if profile.needs_gpu:
         # Traces of like length in one batch: without it two fifths of the tokens are padding.
         options |= {"train_sampling_strategy": "group_by_length",

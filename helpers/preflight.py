@@ -218,13 +218,15 @@ def forecast(profile):
     runs = find_runs(profile.name)
     path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
     timed = json.loads(path.read_text()) if path.exists() else None
+    if timed and timed["profile"]["micro_batch"] != profile.micro_batch:
+        timed = None  # another memory, and another time
     if runs:
         configs = [json.loads((run / "config.json").read_text()) for run in runs]
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
         seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
         hardware = " or ".join(dict.fromkeys(config["hardware"] for config in configs))
         source = f"{len(runs)} recorded runs"
-    elif timed and timed["profile"]["micro_batch"] == profile.micro_batch:
+    elif timed:
         seconds, hardware = timed["step_seconds"], timed["hardware"]
         source = f"from {timed['steps_counted']} timed steps; no whole run was recorded"
     else:
@@ -232,7 +234,7 @@ def forecast(profile):
     minutes = profile.steps * seconds / 60
     length = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
     line = f"{profile.steps} steps take about {length} on {hardware} ({source})"
-    if timed and timed["profile"]["micro_batch"] == profile.micro_batch:
+    if timed:
         line += f"; GPU memory {timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak"
     return line
 

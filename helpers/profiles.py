@@ -239,9 +239,10 @@ def choose(name=None):
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
-        profile = replace(profile, micro_batch=profile.micro_batch // 4, roomy_gib=0.0)
-        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
-              f"{profile.micro_batch}, which was not measured")
+        small = profile.micro_batch // 4
+        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of {small}, which "
+              "was not measured")
+        profile = replace(profile, micro_batch=small, roomy_gib=0.0)
     return profile
 
 
@@ -300,6 +301,12 @@ def old_gpu():
     import torch
 
     return torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY_NEEDED
+
+
+def half_precision(profile):
+    """Return a trainer's arguments for a profile's 16-bit format: float16 on an old GPU."""
+    old = profile.needs_gpu and old_gpu()
+    return {"bf16": profile.needs_gpu and not old, "fp16": old}
 
 
 def _gpu_gib():

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from helpers.evaluation import sample_completions
 from helpers.paths import show
-from helpers.profiles import old_gpu
+from helpers.profiles import half_precision
 from helpers.prompts import build_messages
 from helpers.runs import append_row, keep_rows_until, last_checkpoint, read_rows
 
@@ -104,8 +104,7 @@ def grpo_options(profile, run, seed=0):
         # trl decodes whole completions itself; vLLM would decode every token, twice, as it comes
         "generation_kwargs": {"detokenize": False} if profile.uses_vllm else None,
         "use_cpu": not profile.needs_gpu,
-        "bf16": profile.needs_gpu and not old_gpu(),
-        "fp16": profile.needs_gpu and old_gpu(),
+        **half_precision(profile),
         "gradient_checkpointing": False,  # Unsloth brings its own; the CPU model needs none
         "logging_steps": 1,
         "save_strategy": "steps",

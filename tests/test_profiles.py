@@ -36,7 +36,8 @@ def test_a_small_gpu_gets_small_micro_batches_and_the_same_step(monkeypatch, cap
     small = profiles.choose("smollm2")
     assert small.micro_batch < profiles.SMOLLM2.micro_batch
     assert small.completions_per_step == profiles.SMOLLM2.completions_per_step
-    assert f"micro-batches of {small.micro_batch}" in capsys.readouterr().out
+    assert f"less than 28 GiB: micro-batches of {small.micro_batch}" in capsys.readouterr().out
+    assert small.roomy_gib == 0  # what preflight asks for is the small card's need
     assert profiles.choose("cpu") == profiles.CPU
 
 
@@ -46,7 +47,10 @@ def test_an_old_gpu_samples_without_vllm_and_says_so(monkeypatch, capsys):
     assert not profiles.choose("smollm2").uses_vllm
     assert "transformers samples" in capsys.readouterr().out
     assert profiles.choose("cpu") == profiles.CPU
+    assert profiles.half_precision(profiles.SMOLLM2) == {"bf16": False, "fp16": True}
+    assert profiles.half_precision(profiles.CPU) == {"bf16": False, "fp16": False}
     monkeypatch.setattr(profiles, "old_gpu", lambda: False)
+    assert profiles.half_precision(profiles.SMOLLM2) == {"bf16": True, "fp16": False}
     assert profiles.choose("smollm2") == profiles.SMOLLM2
 
 
