@@ -133,7 +133,9 @@ def prepare_environment(profile):
     if "unsloth" in sys.modules:
         raise RuntimeError("unsloth is imported already, so its settings cannot be changed: "
                            "restart the kernel and load the model first")
-    wanted = UNSLOTH_ENVIRONMENT | ({"UNSLOTH_VLLM_STANDBY": "1"} if profile.standby else {})
+    # The second one: standby would take nine tenths of the card, whatever vllm_gib says.
+    standby = {"UNSLOTH_VLLM_STANDBY": "1", "UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE": "1"}
+    wanted = UNSLOTH_ENVIRONMENT | (standby if profile.standby else {})
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
