@@ -54,7 +54,7 @@ model.load_lora = lambda *arguments, **options: None  # vLLM now samples from th
 try:
     check_adapter_used(model, tokenizer, profile, puzzles)
 except RuntimeError as error:
-    assert "sampled from the base model" in str(error)
+    assert "does not sample from the adapter" in str(error)
 else:
     raise AssertionError("an evaluation of the base model passed for one of the adapter")
 print("the adapter is what vLLM samples from")

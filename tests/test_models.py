@@ -28,25 +28,31 @@ def test_settings_of_the_environment_are_kept_where_the_reader_set_them(monkeypa
     assert "UNSLOTH_VLLM_STANDBY" not in models.os.environ
 
 
-@pytest.mark.parametrize("stale", [False, True])
-def test_an_adapter_that_vllm_does_not_use_stops_the_evaluation(monkeypatch, stale):
+@pytest.mark.parametrize("trained", [0.0, 0.5])
+@pytest.mark.parametrize("same", [0, 1, 2, 4])
+def test_an_adapter_that_vllm_does_not_use_stops_the_evaluation(monkeypatch, same, trained):
     model = torch.nn.Module()
-    model.lora_B = torch.nn.Parameter(torch.tensor([0.5, 0.0]))
-    monkeypatch.setattr(evaluation, "sample_completions", lambda *arguments: pd.DataFrame(
-        {"completion": ["same" if stale else str(model.lora_B.detach().sum().item())]}))
+    model.lora_B = torch.nn.Parameter(torch.tensor([trained, 0.0]))
+
+    def sample(model, tokenizer, profile, puzzles, temperature):
+        state = "base" if model.lora_B.tolist() == [trained, 0.0] else "noise"
+        return pd.DataFrame({"completion": ["alike"] * same + [state] * (4 - same)})
+
+    monkeypatch.setattr(evaluation, "sample_completions", sample)
     arguments = (model, None, profiles.SMOLLM2, pd.DataFrame({"nums": [[1]], "target": [1]}))
-    if stale:
-        with pytest.raises(RuntimeError, match="sampled from the base model"):
+    if 2 * same >= 4:
+        with pytest.raises(RuntimeError, match=f"{same} of 4 .*does not sample from the adapter"):
             evaluation.check_adapter_used(*arguments)
     else:
         evaluation.check_adapter_used(*arguments)
-    assert model.lora_B.tolist() == [0.5, 0.0]  # left as it was
+    assert model.lora_B.tolist() == [trained, 0.0]  # left as it was
 
 
-def test_before_training_there_is_no_adapter_to_check():
+def test_without_vllm_or_an_adapter_there_is_nothing_to_check():
     model = torch.nn.Module()
-    model.lora_B = torch.nn.Parameter(torch.zeros(2))
     evaluation.check_adapter_used(model, None, profiles.SMOLLM2, None)
+    model.lora_B = torch.nn.Parameter(torch.ones(2))
+    evaluation.check_adapter_used(model, None, profiles.CPU, None)
 
 
 @pytest.mark.parametrize("most", [16, 64, 300, 320])
