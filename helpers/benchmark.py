@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import LORA_TARGETS, load_model, starting_point, vllm_share
+from helpers.models import load_model, lora_settings, starting_point, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
@@ -208,8 +208,7 @@ def plain_trainer(profile, run, rewards, dataset, seed):
         "vllm_max_model_length": profile.max_prompt_length + profile.max_completion_length,
         "gradient_checkpointing": profile.gradient_checkpointing,
     }
-    lora = LoraConfig(r=profile.lora_rank, lora_alpha=2 * profile.lora_rank, lora_dropout=0.0,
-                      bias="none", target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    lora = LoraConfig(**lora_settings(profile.lora_rank), task_type="CAUSAL_LM")
     return GRPOTrainer(model=model, processing_class=tokenizer, reward_funcs=rewards,
                        args=GRPOConfig(**arguments), train_dataset=dataset, peft_config=lora)
 

@@ -9,7 +9,7 @@ import time
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import LORA_TARGETS, load_pretrained, starting_point
+from helpers.models import load_pretrained, lora_settings, starting_point
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.runs import environment, write_json
@@ -105,8 +105,7 @@ def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
         **options,
     )
     rank = settings.lora_rank
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS,
-                      task_type="CAUSAL_LM") if rank else None
+    lora = LoraConfig(**lora_settings(rank), task_type="CAUSAL_LM") if rank else None
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows,
                          processing_class=tokenizer, peft_config=lora)
     trainer.train()

@@ -6,7 +6,7 @@ import sys
 
 from helpers.paths import ROOT, RUNS, show
 
-LORA_TARGETS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+LINEAR_LAYERS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
 # Read when unsloth is imported, so set before. Why: notebook 04, section 9.
 UNSLOTH_ENVIRONMENT = {
@@ -22,6 +22,12 @@ UNSLOTH_ENVIRONMENT = {
     "UNSLOTH_VLLM_NO_FLASHINFER": "1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
+
+
+def lora_settings(rank):
+    """Return the settings of a LoRA adapter of a rank, as peft and Unsloth name them."""
+    return {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "bias": "none",
+            "target_modules": LINEAR_LAYERS}
 
 
 def starting_point(profile):
@@ -228,11 +234,7 @@ def _load_unsloth(profile, folder, seed, options):
     )
     model = FastLanguageModel.get_peft_model(
         model,
-        r=profile.lora_rank,
-        lora_alpha=2 * profile.lora_rank,
-        lora_dropout=0,
-        bias="none",
-        target_modules=LORA_TARGETS,
+        **lora_settings(profile.lora_rank),
         use_gradient_checkpointing="unsloth" if profile.gradient_checkpointing else False,
         random_state=seed,
     )
