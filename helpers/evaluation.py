@@ -121,10 +121,11 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature, seed, batch):
 def check_adapter_used(model, tokenizer, profile, puzzles):
     """Raise if what vLLM samples does not follow the adapter's weights.
 
-    Puzzles are answered greedily with the adapter as it is and with noise in its place, which no
-    answer survives unless vLLM samples from the base model, or from an adapter that it kept from
-    earlier. (Comparing with the base model itself would not do: vLLM repeats its own greedy answers
-    only nearly always, and an adapter after a few steps changes few of them.)
+    Puzzles are answered greedily with the adapter as it is and with noise in place of its second
+    matrices (B), which no answer survives unless vLLM samples from the base model, or from an
+    adapter that it kept from earlier. (Comparing with the base model itself would not do: vLLM
+    repeats its own greedy answers only nearly always, and an adapter after a few steps changes few
+    of them.)
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ def check_adapter_used(model, tokenizer, profile, puzzles):
     import torch
 
     weights = [weight for name, weight in model.named_parameters() if "lora_B" in name]
-    if not (profile.uses_vllm and weights):
+    if not (profile.uses_vllm and weights and len(puzzles)):
         return
     short = replace(profile, max_completion_length=COMPARED_TOKENS)
 
