@@ -10,7 +10,9 @@ from helpers.prompts import build_messages
 from helpers.rewards import is_correct
 
 TEMPERATURES = (1.0, 0.6, 0.0)
-COMPARED, COMPARED_TOKENS = 64, 32  # answers, and their length, that show whether the adapter acts
+# Answers, and their tokens, that show whether the adapter acts. Few tokens: the more there are, the
+# more answers change by rounding alone, because vLLM does not repeat its sums to the last bit.
+COMPARED, COMPARED_TOKENS = 64, 4
 
 
 def sample_completions(
@@ -154,7 +156,7 @@ def check_adapter_used(model, tokenizer, profile, puzzles):
         adapted = answers()
         try:
             for weight in weights:
-                weight.normal_(std=0.1)
+                weight.normal_(std=0.5)
             noisy = answers()
         finally:
             for weight, value in zip(weights, kept, strict=True):

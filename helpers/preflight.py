@@ -218,7 +218,8 @@ def forecast(profile):
     runs = find_runs(profile.name)
     path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
     timed = json.loads(path.read_text()) if path.exists() else None
-    if timed and timed["profile"]["micro_batch"] != profile.micro_batch:
+    if timed and any(timed["profile"][setting] != getattr(profile, setting)
+                     for setting in ("micro_batch", "max_completion_length")):
         timed = None  # another memory, and another time
     if runs:
         configs = [json.loads((run / "config.json").read_text()) for run in runs]

@@ -50,6 +50,7 @@ class Profile:
     measured_on: str
     roomy_gib: float = 0.0  # on a GPU with less, micro-batches are a quarter of micro_batch
     standby: bool = False  # vLLM gives its memory back while the policy trains
+    format_weight: float = 1.0  # of the format reward, beside 1 for the equation reward
     temperature: float = 1.0
     loss_type: str = "dapo"
     beta: float = 0.0  # no KL term, so no reference model in memory
@@ -152,22 +153,22 @@ SMOLLM2 = Profile(
     lora_rank=32,
     group_size=16,
     prompts_per_step=16,
-    micro_batch=64,
+    micro_batch=32,
     max_prompt_length=256,
-    max_completion_length=384,
+    max_completion_length=640,
     learning_rate=2e-4,
     warmup_steps=5,
-    steps=80,
+    steps=65,
     save_every=25,
-    mask_truncated=True,  # as failures they may hold the search short: notebook 04, section 9
+    mask_truncated=True,
+    format_weight=0.0,  # the cold start taught the form; notebook 04, section 9
     uses_vllm=True,
     min_gpu_gib=14.0,
     vllm_gib=8.0,
     max_num_seqs=320,
     gradient_checkpointing=False,
-    roomy_gib=28.0,  # 25.4 GiB at the peak of data/benchmarks/smollm2-unsloth.json
-    measured_on="steps timed on an H100 (data/benchmarks), learning tried on an H200 "
-                "(data/sweeps/smollm2-*): no reference run yet",
+    roomy_gib=28.0,  # three runs that shared a card took 62.7 GiB in all
+    measured_on="measured on an H100 that three runs shared: data/reference_runs/smollm2-seed*",
 )
 
 A100 = Profile(

@@ -63,6 +63,8 @@ def prompt_dataset(puzzles, seed=0):
 def grpo_options(profile, run, seed=0):
     """Return the arguments of trl's GRPOConfig for a profile, every setting that matters given.
 
+    The weights are those of the format and the equation reward, in this order.
+
     Unsloth's GRPOConfig has other defaults than trl's (learning rate, weight decay, warm-up, the
     vLLM correction), so nothing that they differ in is left out.
 
@@ -89,6 +91,7 @@ def grpo_options(profile, run, seed=0):
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "loss_type": profile.loss_type,
+        "reward_weights": [profile.format_weight, 1.0],
         "scale_rewards": "group",
         "beta": profile.beta,
         "epsilon": profile.epsilon,

@@ -31,7 +31,7 @@ from helpers.evaluation import check_adapter_used, sample_completions
 from helpers.models import load_model
 
 profile = replace(profiles.SMOLLM2, model=sys.argv[1], revision=None, cold_start=None,
-                  max_completion_length=48)
+                  max_completion_length=4)
 model, tokenizer = load_model(profile)
 kinds = {module.weight.quant_state.quant_type for module in model.modules()
          if hasattr(getattr(module, "weight", None), "quant_state")}
@@ -41,7 +41,7 @@ before = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
 with torch.no_grad():
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            weight.normal_(std=0.05)
+            weight.normal_(std=0.5)
 after = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
 assert (before["completion"] != after["completion"]).mean() > 0.5, "vLLM kept the old adapter"
 adapter = {name: weight.clone() for name, weight in model.named_parameters() if "lora_" in name}
@@ -50,7 +50,7 @@ assert all(torch.equal(weight, adapter[name]) for name, weight in model.named_pa
            if name in adapter), "the check changed the adapter"
 again = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
 assert (again["completion"] != before["completion"]).mean() > 0.5, "vLLM kept the base model"
-assert (again["completion"] == after["completion"]).any(), "vLLM kept the check's noise"
+assert (again["completion"] == after["completion"]).mean() > 0.5, "vLLM kept the check's noise"
 model.load_lora = lambda *arguments, **options: None  # vLLM now samples from the base model
 try:
     check_adapter_used(model, tokenizer, profile, puzzles)

@@ -7,9 +7,10 @@ import pytest
 
 from helpers import profiles
 from helpers.evaluation import regrade
+from helpers.intervals import paired_gain
 from helpers.paths import DATA
 from helpers.record import curve
-from helpers.runs import append_row, read_rows
+from helpers.runs import append_row, find_runs, read_rows
 
 ARRANGED = sorted((DATA / "sweeps").glob("cpu-*x*-seed*"))
 
@@ -48,3 +49,47 @@ def test_they_differ_in_nothing_but_that(run):
     assert {row["n"] for row in looks} == {256}
     assert [row["step"] for row in looks] == sorted(row["step"] for row in looks)
     assert looks[-1]["seconds"] <= config["training_seconds"]
+
+
+SMOLLM2 = find_runs("smollm2")
+ONE_PROMPT, BOTH = (DATA / "sweeps" / f"smollm2-{name}-seed2" for name in ("1x32", "both-rewards"))
+
+
+def answers_at_one(run, stage):
+    """A run's test answers at temperature 1, in the order in which the puzzles were asked."""
+    frame = pd.read_parquet(run / "evaluation.parquet").query("temperature == 1")
+    assert (regrade(frame) == frame["correct"]).all()
+    return frame[frame["stage"] == stage].reset_index()
+
+
+def test_three_seeds_of_smollm2_are_recorded():
+    assert len(SMOLLM2) >= 3
+    assert sum(file.stat().st_size for run in SMOLLM2 for file in run.iterdir()) < 8e6
+
+
+@pytest.mark.parametrize("run", SMOLLM2, ids=lambda run: run.name)
+def test_smollm2_gains_25_points_in_15_minutes_of_grpo(run):
+    config = json.loads((run / "config.json").read_text())
+    before, after = (answers_at_one(run, stage) for stage in ("before", "after"))
+    gain = paired_gain(before["correct"], after["correct"])
+    assert gain["n"] >= 1000 and gain["gain"] >= 0.25 and gain["p"] < 1e-3
+    assert config["training_seconds"] <= 15 * 60
+
+
+@pytest.mark.parametrize("ours", [SMOLLM2[-1], BOTH], ids=lambda run: run.name)
+def test_smollm2_is_ahead_of_one_prompt_a_step(ours):
+    theirs = json.loads((ONE_PROMPT / "config.json").read_text())
+    assert set(profiles.differences(profiles.SMOLLM2, theirs["profile"])) == {
+        "prompts_per_step", "group_size", "lora_rank", "learning_rate", "steps"}
+    one, many = (answers_at_one(run, "after") for run in (ONE_PROMPT, ours))
+    clusters = many["nums"].map(sorted).map(tuple)
+    assert paired_gain(one["correct"], many["correct"], clusters)["low"] > 0
+    shorter = theirs["training_seconds"]  # at equal minutes, on the puzzles watched in training
+    at_equal = [row for row in read_rows(ours / "curve.jsonl") if row["seconds"] <= shorter][-1]
+    last = read_rows(ONE_PROMPT / "curve.jsonl")[-1]
+    assert at_equal["right"] / at_equal["n"] > last["right"] / last["n"]
+
+
+def test_the_run_with_both_rewards_differs_in_nothing_else():
+    config = json.loads((BOTH / "config.json").read_text())
+    assert profiles.differences(profiles.SMOLLM2, config["profile"]) == ["format_weight"]
