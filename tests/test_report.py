@@ -187,3 +187,14 @@ def test_pass_curves_have_their_values():
     assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "2", "4", "8"]
     assert axis.lines[0].get_linestyle() == "--" and len(axis.collections) == 2
     plt.close(figure)
+
+
+def test_a_run_that_the_clock_stopped_is_whole_but_misses_no_step(pair):
+    timed = pair[1]
+    change(timed, lambda config: config.update(command=config["command"] + " --minutes 5 --seed 1"))
+    lose_a_step(timed)
+    assert len(report.read_run(timed)[1]) == 79
+    lines = (timed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (timed / "metrics.jsonl").write_text("".join(lines[:40] + lines[41:]))
+    with pytest.raises(ValueError, match="78 of 80 steps"):
+        report.read_run(timed)
