@@ -173,6 +173,9 @@ def _gpu(profile):
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
     if free >= needed:
         yield "OK", line, ""
+    elif free >= profile.min_gpu_gib:
+        yield ("FAIL", line, "stop other kernels that hold the GPU, or take smaller micro-batches: "
+               f"dataclasses.replace(profile, micro_batch={profile.micro_batch // 4}, roomy_gib=0)")
     else:
         yield "FAIL", line, "stop other kernels that hold the GPU, or use a smaller profile"
 
@@ -215,14 +218,17 @@ def forecast(profile):
     Time comes from data/reference_runs, or, where there is none, from the steps timed in
     data/benchmarks; memory of a GPU from the latter.
     """
-    runs = find_runs(profile.name)
+    def alike(saved):  # else it took another time and another memory
+        return all(saved["profile"][setting] == getattr(profile, setting) for setting in (
+            "group_size", "prompts_per_step", "micro_batch", "max_completion_length"))
+
+    read = {run: json.loads((run / "config.json").read_text()) for run in find_runs(profile.name)}
+    runs = [run for run, config in read.items() if alike(config)]
     path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
     timed = json.loads(path.read_text()) if path.exists() else None
-    if timed and any(timed["profile"][setting] != getattr(profile, setting)
-                     for setting in ("micro_batch", "max_completion_length")):
-        timed = None  # another memory, and another time
+    timed = timed if timed and alike(timed) else None
     if runs:
-        configs = [json.loads((run / "config.json").read_text()) for run in runs]
+        configs = [read[run] for run in runs]
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
         seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
         hardware = " or ".join(dict.fromkeys(config["hardware"] for config in configs))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 
 CAPABILITY_NEEDED = (8, 0)  # Ampere: bfloat16, and vLLM's attention kernels
 
@@ -176,7 +176,7 @@ A100 = Profile(
     model="Qwen/Qwen2.5-3B-Instruct",
     revision="aa8e72537993ba99e69dfaafa59ed015b17504d1",
     puzzles="3to4",
-    cold_start=None,  # the instruct model writes the form often enough to start from
+    cold_start=None,  # an instruct model is meant to start without; not tried
     quantisation="nf4",
     lora_rank=32,
     group_size=8,
@@ -285,16 +285,17 @@ def differences(profile, saved):
     """Return the names of the settings in which a saved profile differs from this one.
 
     ``measured_on`` is a remark, no setting; a setting that is younger than the saved profile is
-    taken to have been as it is here.
+    taken to have been at its default, or, if it has none, as it is here.
     """
     here = settings(profile)
-    names = {field.name for field in fields(profile)} - {"measured_on"}
-    return sorted(name for name in names if _completed(saved, here, name) != here[name])
+    defaults = {f.name: f.default for f in fields(profile) if f.default is not MISSING}
+    saved = here | defaults | saved
+    return sorted(name for name in here.keys() - {"measured_on"}
+                  if _completed(saved[name], here[name]) != here[name])
 
 
-def _completed(saved, here, name):
-    value = saved.get(name, here[name])
-    return here[name] | value if isinstance(value, dict) and here[name] else value
+def _completed(value, here):
+    return here | value if isinstance(value, dict) and here else value
 
 
 def old_gpu():

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def find_run(name):
 def read_run(folder):
     """Read a recorded run and check that it is whole.
 
-    A run to which `helpers.record` gave a limit of time may have fewer steps than its profile.
+    A run that `helpers.record` stopped at its limit of time has fewer steps than its profile.
 
     Parameters
     ----------
@@ -97,7 +98,8 @@ def read_run(folder):
         raise ValueError("its evaluation.parquet is of another version: no column "
                          f"{', '.join(sorted(missing))}")
     steps = config["profile"]["steps"]
-    timed = " --minutes " in config.get("command", "") and 0 < len(rows) < steps
+    limit = re.search(r" --minutes[ =]([0-9.]+)", config.get("command", ""))
+    timed = limit and rows and rows[-1]["seconds"] >= 60 * float(limit[1])
     done = [row["step"] for row in rows]
     if done != list(range(1, steps + 1)) and not (timed and done == list(range(1, len(rows) + 1))):
         raise ValueError(f"it is incomplete: {len(rows)} of {steps} steps are in metrics.jsonl. "

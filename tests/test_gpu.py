@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.runs import read_rows
 from helpers.saved import WAYS
@@ -106,17 +108,48 @@ def test_a_run_goes_on_after_sigkill(pretrained, tmp_path):
     assert (run / "evaluation.parquet").exists()
 
 
+def put_noise_in(folder):
+    """Make an adapter that two steps left at nearly zero one that changes every answer."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    for name, weight in tensors.items():
+        if "lora_B" in name:
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=noise))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+def merge_error(base, merged, adapter, scale):
+    """How far the merged weights are from base + scale B A, as a share of their size; the worst."""
+    base, merged = (load_file(folder / "model.safetensors") for folder in (base, merged))
+    errors = {}
+    for name in (name for name in adapter if "lora_A" in name):
+        weight = name.removeprefix("base_model.model.").replace("lora_A.", "")
+        low, high = (adapter[n].float() for n in (name, name.replace("lora_A", "lora_B")))
+        wanted = base[weight].float() + scale * high @ low
+        errors[weight] = float((merged[weight].float() - wanted).norm() / wanted.norm())
+    return max(errors.values())
+
+
 def test_a_saved_adapter_and_the_merged_model_answer_alike(pretrained, tmp_path):
     python("-m", "helpers.record", "--profile", "smollm2", "--name", "saved", "--part",
            "validation", "--temperatures", "1", "--set", f'model="{pretrained}"', "revision=null",
            "cold_start=null", "steps=2", "group_size=4", "prompts_per_step=4", "micro_batch=8",
            "max_completion_length=48", cwd=tmp_path, runs=tmp_path)
     folder = tmp_path / "saved" / "checkpoint-2"
+    adapter = put_noise_in(folder)
     output = python("-m", "helpers.saved", str(folder), "--set", f'model="{pretrained}"',
                     "revision=null", "cold_start=null", cwd=tmp_path, runs=tmp_path)
     rows = json.loads((folder.parent / "saved_answers.json").read_text())
     assert [row["puzzles"] for row in rows] == [50] * 4, output
     texts = {way: json.loads((folder.parent / f"answers-{way}.json").read_text()) for way in WAYS}
-    for way, others in texts.items():  # later on greedy answers part by rounding alone
-        alike = sum(a[:10] == b[:10] for a, b in zip(texts["unsloth"], others, strict=True))
-        assert alike > 25, f"{way}: only {alike} of 50 answers begin as in training"
+    # The same weights in two programs: only rounding may part the answers, and it does so late.
+    for one, other in (("unsloth", "adapter"), ("merged", "merged-vllm")):
+        alike = sum(a[:8] == b[:8] for a, b in zip(texts[one], texts[other], strict=True))
+        print(f"{one} and {other}: {alike} of 50 answers begin alike")
+        assert alike > 25, (texts[one][:3], texts[other][:3])
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    error = merge_error(pretrained, folder.parent / "merged", adapter,
+                        settings["lora_alpha"] / settings["r"])
+    print(f"the merged weights are at most {error:.1%} from base + adapter")
+    assert error < 0.1  # rounding to 16 bits leaves less than 1 %, to 4 bits several per cent

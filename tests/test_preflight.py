@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+from dataclasses import replace
 from importlib import metadata
 from urllib.error import URLError
 
@@ -14,13 +15,9 @@ from helpers import preflight as module
 from helpers import runs
 from helpers.paths import DATA
 from helpers.preflight import preflight
-from helpers.profiles import A100
+from helpers.profiles import A100, CPU, SMOLLM2
 
-Profile = collections.namedtuple(
-    "Profile", "name needs_gpu uses_vllm min_gpu_gib steps roomy_gib micro_batch",
-    defaults=(0, 1))
-CPU = Profile("cpu", False, False, 0, 80)
-GPU = Profile("a100", True, True, 20, 500)
+GPU = replace(A100, min_gpu_gib=20)
 PACKAGES = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
 NVMLError = type("NVMLError", (Exception,), {})
 
@@ -129,7 +126,7 @@ def test_one_thing_broken_gives_one_fail(machine, capsys, what, value, line):
 
 def test_old_gpu_passes_where_vllm_is_not_used(machine, capsys):
     machine.capability, machine.bf16 = (7, 5), False
-    preflight(GPU._replace(uses_vllm=False))
+    preflight(replace(GPU, uses_vllm=False))
     out = capsys.readouterr().out
     assert "FAIL" not in out
     assert "7.5: transformers samples" in out and "training is in float16" in out
@@ -203,6 +200,11 @@ def test_forecast_without_a_run_is_of_the_timed_steps(monkeypatch, tmp_path):
     assert hours == pytest.approx(A100.steps * timed["step_seconds"] / 3600, abs=0.05)
     assert "no whole run was recorded" in line
     assert f"{timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak" in line
+
+
+def test_forecast_is_not_of_runs_with_other_micro_batches():
+    assert "65 steps take about 14 min" in module.forecast(SMOLLM2)
+    assert "not known" in module.forecast(replace(SMOLLM2, micro_batch=8))
 
 
 def test_forecast_without_a_recorded_run_says_so(monkeypatch, tmp_path):

@@ -84,9 +84,12 @@ def test_settings_given_as_text_change_a_profile():
         profiles.changed(profiles.CPU, ["micro_batch=7"])
 
 
-def test_a_setting_younger_than_the_run_is_no_difference():
+def test_a_setting_younger_than_the_run_was_at_its_default():
     saved = profiles.settings(profiles.CPU)
-    del saved["max_num_seqs"], saved["cold_start"]["lora_rank"]
+    del saved["max_num_seqs"], saved["format_weight"], saved["cold_start"]["lora_rank"]
     assert profiles.differences(profiles.CPU, saved) == []
     saved["cold_start"]["steps"] = 1
     assert profiles.differences(profiles.CPU, saved) == ["cold_start"]
+    older = profiles.settings(profiles.SMOLLM2)
+    del older["format_weight"]  # such a run was rewarded for the form
+    assert profiles.differences(profiles.SMOLLM2, older) == ["format_weight"]

@@ -52,6 +52,7 @@ def test_they_differ_in_nothing_but_that(run):
 
 
 SMOLLM2 = find_runs("smollm2")
+WATCHED = DATA / "reference_runs" / "smollm2-seed2"  # the one with a curve
 ONE_PROMPT, BOTH = (DATA / "sweeps" / f"smollm2-{name}-seed2" for name in ("1x32", "both-rewards"))
 
 
@@ -71,12 +72,13 @@ def test_three_seeds_of_smollm2_are_recorded():
 def test_smollm2_gains_25_points_in_15_minutes_of_grpo(run):
     config = json.loads((run / "config.json").read_text())
     before, after = (answers_at_one(run, stage) for stage in ("before", "after"))
-    gain = paired_gain(before["correct"], after["correct"])
-    assert gain["n"] >= 1000 and gain["gain"] >= 0.25 and gain["p"] < 1e-3
+    clusters = before["nums"].map(sorted).map(tuple)
+    gain = paired_gain(before["correct"], after["correct"], clusters)
+    assert gain["n"] >= 1000 and gain["gain"] >= 0.25 and gain["p"] < 1e-3 and gain["low"] > 0.2
     assert config["training_seconds"] <= 15 * 60
 
 
-@pytest.mark.parametrize("ours", [SMOLLM2[-1], BOTH], ids=lambda run: run.name)
+@pytest.mark.parametrize("ours", [WATCHED, BOTH], ids=lambda run: run.name)
 def test_smollm2_is_ahead_of_one_prompt_a_step(ours):
     theirs = json.loads((ONE_PROMPT / "config.json").read_text())
     assert set(profiles.differences(profiles.SMOLLM2, theirs["profile"])) == {
