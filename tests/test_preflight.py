@@ -185,6 +185,13 @@ def test_offline_hub_is_skipped(machine, capsys, monkeypatch):
     assert "SKIP Hub: HF_HUB_OFFLINE" in capsys.readouterr().out
 
 
+def test_a_card_that_is_partly_taken_is_told_of_smaller_micro_batches(machine, capsys):
+    machine.free = 20 << 30
+    (line,) = fails(SMOLLM2, capsys)
+    assert "20.0 of 40.0 GiB free, 28 GiB needed" in line and "micro_batch=8, roomy_gib=0" in line
+    preflight(replace(SMOLLM2, micro_batch=8, roomy_gib=0))
+
+
 def test_forecast_is_of_the_recorded_runs():
     rows = [runs.read_rows(run / "metrics.jsonl") for run in runs.find_runs("cpu")]
     slowest = max(r[-1]["seconds"] / len(r) for r in rows)
