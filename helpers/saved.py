@@ -27,6 +27,7 @@ from helpers.rewards import is_correct
 from helpers.runs import write_json
 
 PUZZLES = 50
+EARLY = 20  # characters: greedy answers part by rounding alone, but seldom at once
 WAYS = {
     "unsloth": "adapter on the 4-bit model, sampled by vLLM through Unsloth (as in training)",
     "adapter": "adapter on the 4-bit model, transformers and peft",
@@ -121,10 +122,13 @@ def compare(profile, folder, changes=()):
     rows = []
     for way, texts in answers.items():
         right = [is_correct(text, *puzzle) for text, puzzle in zip(texts, puzzles, strict=True)]
-        different = sum(a != b for a, b in zip(texts, answers["unsloth"], strict=True))
+        pairs = list(zip(texts, answers["unsloth"], strict=True))
+        different = sum(a != b for a, b in pairs)
+        early = sum(a[:EARLY] != b[:EARLY] for a, b in pairs)
         rows.append({"way": WAYS[way], "puzzles": len(texts), "right": sum(right),
-                     "different": different})
-        print(f"{different:2} of {len(texts)} differ, {sum(right):2} right: {WAYS[way]}")
+                     "different": different, "different_early": early})
+        print(f"{different:2} of {len(texts)} differ, {early:2} of them in the first {EARLY} "
+              f"characters; {sum(right):2} right: {WAYS[way]}")
     write_json(folder.parent / "saved_answers.json", rows)
     return rows
 
