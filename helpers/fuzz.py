@@ -96,10 +96,10 @@ def without_plan(rng):
 
 
 def recorded():
-    """Return the completions of the reference runs as a list of [text, nums, target]."""
+    """Return the completions of the recorded CPU runs as a list of [text, nums, target]."""
     columns = ["completion", "nums", "target"]
     frames = [pd.read_parquet(path, columns=columns)
-              for path in sorted(REFERENCE_RUNS.glob("*/evaluation.parquet"))]
+              for path in sorted(REFERENCE_RUNS.glob("cpu-seed*/evaluation.parquet"))]
     if not frames:
         raise FileNotFoundError(f"no recorded completions in {show(REFERENCE_RUNS)}: check out "
                                 "the repository's data, or record a run with helpers.record")
