@@ -19,7 +19,7 @@ import pandas as pd
 
 from helpers.paths import DATA, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.runs import REFERENCE_RUNS, environment, write_json
+from helpers.runs import REFERENCE_RUNS, environment, find_runs, write_json
 from helpers.solver import solutions
 
 RESULT = DATA / "fuzz.json"
@@ -98,8 +98,8 @@ def without_plan(rng):
 def recorded():
     """Return the completions of the recorded CPU runs as a list of [text, nums, target]."""
     columns = ["completion", "nums", "target"]
-    frames = [pd.read_parquet(path, columns=columns)
-              for path in sorted(REFERENCE_RUNS.glob("cpu-seed*/evaluation.parquet"))]
+    frames = [pd.read_parquet(run / "evaluation.parquet", columns=columns)
+              for run in find_runs("cpu", REFERENCE_RUNS)]
     if not frames:
         raise FileNotFoundError(f"no recorded completions in {show(REFERENCE_RUNS)}: check out "
                                 "the repository's data, or record a run with helpers.record")

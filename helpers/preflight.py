@@ -222,16 +222,15 @@ def forecast(profile):
         return all(saved["profile"][setting] == getattr(profile, setting) for setting in (
             "group_size", "prompts_per_step", "micro_batch", "max_completion_length"))
 
-    read = {run: json.loads((run / "config.json").read_text()) for run in find_runs(profile.name)}
-    runs = [run for run, config in read.items() if alike(config)]
+    runs = {run: json.loads((run / "config.json").read_text()) for run in find_runs(profile.name)}
+    runs = {run: config for run, config in runs.items() if alike(config)}
     path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
     timed = json.loads(path.read_text()) if path.exists() else None
     timed = timed if timed and alike(timed) else None
     if runs:
-        configs = [read[run] for run in runs]
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
         seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
-        hardware = " or ".join(dict.fromkeys(config["hardware"] for config in configs))
+        hardware = " or ".join(dict.fromkeys(config["hardware"] for config in runs.values()))
         source = f"{len(runs)} recorded runs"
     elif timed:
         seconds, hardware = timed["step_seconds"], timed["hardware"]

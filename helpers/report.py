@@ -100,8 +100,8 @@ def read_run(folder):
     steps = config["profile"]["steps"]
     limit = re.search(r" --minutes[ =]([0-9.]+)", config.get("command", ""))
     timed = limit and rows and rows[-1]["seconds"] >= 60 * float(limit[1])
-    done = [row["step"] for row in rows]
-    if done != list(range(1, steps + 1)) and not (timed and done == list(range(1, len(rows) + 1))):
+    gapless = [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    if not gapless or (len(rows) != steps and not timed):
         raise ValueError(f"it is incomplete: {len(rows)} of {steps} steps are in metrics.jsonl. "
                          "Let the training go on to its end")
     counts = frame.groupby(["stage", "temperature"]).size()
