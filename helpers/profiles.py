@@ -2,9 +2,14 @@
 
 import json
 import os
+import shutil
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 
 CAPABILITY_NEEDED = (8, 0)  # Ampere: bfloat16, and vLLM's attention kernels
+
+
+class NoGPU(RuntimeError):
+    """A profile needs a GPU and torch finds none."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,8 @@ SMOLLM2 = Profile(
     vllm_gib=8.0,
     max_num_seqs=320,
     gradient_checkpointing=False,
-    roomy_gib=28.0,  # three runs that shared a card took 62.7 GiB in all
-    measured_on="measured on an H100 that three runs shared: data/reference_runs/smollm2-seed*",
+    roomy_gib=28.0,  # the whole GPU's peak was 26.4 GiB: data/benchmarks/smollm2-unsloth.json
+    measured_on="measured on H100s: data/reference_runs/smollm2-*",
 )
 
 A100 = Profile(
@@ -213,7 +218,7 @@ def choose(name=None):
     ------
     ValueError
         If there is no such profile.
-    RuntimeError
+    NoGPU
         If the profile needs a GPU and this machine has none that torch can use.
     """
     reason = "asked for"
@@ -225,13 +230,16 @@ def choose(name=None):
     if name is None:
         fitting = [p for p in (A100, SMOLLM2) if gib >= p.min_gpu_gib]
         name = fitting[0].name if fitting else CPU.name
-        reason = f"the GPU has {gib:.0f} GiB" if gib else "no GPU was found"
+        reason = f"the GPU has {gib:.0f} GiB" if gib else "torch finds no GPU"
+        if not gib and shutil.which("nvidia-smi"):
+            print("There is an NVIDIA driver here, but torch finds no GPU: "
+                  "`python -m helpers.preflight smollm2` says what is wrong")
     profile = PROFILES[name]
     if profile.needs_gpu and gib == 0:
-        raise RuntimeError(
-            f"profile {name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch finds none. "
-            "Use COUNTDOWN_PROFILE=cpu here, or a machine with a GPU and the environment of "
-            "environment.yml"
+        raise NoGPU(
+            f"profile {name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch finds none: "
+            f"`python -m helpers.preflight {name}` says what is missing. Use COUNTDOWN_PROFILE=cpu "
+            "here, or a machine with a GPU and the environment of environment.yml"
         )
     print(f"Profile {name} ({reason})")
     if profile.uses_vllm and old_gpu():

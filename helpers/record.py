@@ -14,7 +14,7 @@ import pandas as pd
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import TEMPERATURES, evaluate, success
-from helpers.models import load_model
+from helpers.models import load_model, starting_point
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import (
@@ -82,7 +82,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         watched = load_split(profile.puzzles, "validation").sample(watch, random_state=0)
         callbacks.append(SampleLog(run, tokenizer, profile, watched, every))
     if minutes:
-        callbacks.append(TimeLimit(minutes))
+        callbacks.append(TimeLimit(run, minutes))
     start = time.monotonic()
     before = evaluate(model, tokenizer, profile, held_out, "before", temperatures, seed)
     spent = time.monotonic() - start
@@ -107,6 +107,8 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
     config["evaluation_seconds"] = round(spent, 1)
     config["wall_seconds"] = round(config["training_seconds"] + spent, 1)
+    made = (starting_point(profile) or run) / "cold_start.json"
+    config["cold_start"] = json.loads(made.read_text()) if made.exists() else None
     config["command"] = "python -m helpers.record " + " ".join(sys.argv[1:])
     write_json(run / "config.json", config)
     if watch:
@@ -153,11 +155,11 @@ def main():
     parser.add_argument("--reference", action="store_true", help="copy it to data/reference_runs/")
     options = parser.parse_args()
     changes = {"learning_rate": options.learning_rate, "steps": options.steps}
-    profile = profiles.choose(options.profile)
-    profile = replace(profile, **{k: v for k, v in changes.items() if v is not None})
     try:
+        profile = profiles.choose(options.profile)
+        profile = replace(profile, **{k: v for k, v in changes.items() if v is not None})
         profile = profiles.changed(profile, options.set)
-    except ValueError as error:
+    except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
     profile.describe()
     run = record(profile, options.seed, options.part, options.name, minutes=options.minutes,

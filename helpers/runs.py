@@ -12,6 +12,7 @@ from helpers.paths import DATA, RUNS, show
 
 REFERENCE_RUNS = DATA / "reference_runs"
 FILES = ("config.json", "metrics.jsonl", "evaluation.parquet")  # what is kept of a recorded run
+DISK_MIB = {False: 200, True: 15 * 1024}  # free space that a run needs, without and with a GPU
 VERSIONS_OF = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "unsloth",
                "bitsandbytes", "numpy")
 
@@ -72,7 +73,7 @@ def open_run(profile, seed=0, name=None, folder=None):
             "name another folder in COUNTDOWN_RUNS"
         ) from error
     free = shutil.disk_usage(run).free / 2**20
-    needed = 16 * 1024 if profile.needs_gpu else 200
+    needed = DISK_MIB[profile.needs_gpu]
     if free < needed:
         raise RuntimeError(
             f"{show(run)} has {free:.0f} MiB free and the run's checkpoints need up to {needed}: "

@@ -1,7 +1,7 @@
 """Save a trained adapter, load it back in other ways, and count the answers that differ.
 
 ``python -m helpers.saved runs/smollm2/final`` reads the adapter that notebook 04 saved, writes the
-merged 16-bit model beside it, and answers the same puzzles greedily four times, each way of loading
+merged 16-bit model beside it, and answers the same puzzles greedily five times, each way of loading
 in a process of its own.
 """
 
@@ -17,6 +17,7 @@ from helpers.evaluation import sample_completions
 from helpers.models import (
     load_model,
     prepare_environment,
+    pretrained_folder,
     starting_point,
     trained_model,
     vllm_share,
@@ -33,6 +34,7 @@ WAYS = {
     "adapter": "adapter on the 4-bit model, transformers and peft",
     "merged": "merged 16-bit model, transformers",
     "merged-vllm": "merged 16-bit model, vLLM",
+    "adapter-vllm": "adapter on the 16-bit model, vLLM",
 }
 
 
@@ -48,7 +50,13 @@ def answer(way, profile, folder):
         return frame["completion"].tolist()
     if way == "merged-vllm":
         return _with_plain_vllm(profile, folder.parent / "merged", puzzles)
+    if way == "adapter-vllm":
+        return _with_plain_vllm(profile, _base(profile), puzzles, adapter=folder)
     return _with_transformers(way, profile, folder, puzzles)
+
+
+def _base(profile):
+    return str(starting_point(profile) or pretrained_folder(profile))
 
 
 def _with_transformers(way, profile, folder, puzzles):
@@ -63,7 +71,7 @@ def _with_transformers(way, profile, folder, puzzles):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16)
-    source = starting_point(profile) or profile.model
+    source = _base(profile)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(
         source if way == "adapter" else folder.parent / "merged", **options)
@@ -74,18 +82,22 @@ def _with_transformers(way, profile, folder, puzzles):
     return frame["completion"].tolist()
 
 
-def _with_plain_vllm(profile, folder, puzzles):
+def _with_plain_vllm(profile, folder, puzzles, adapter=None):
     prepare_environment(profile)
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
+    lora = {"enable_lora": True, "max_lora_rank": profile.lora_rank} if adapter else {}
     model = LLM(str(folder), dtype="bfloat16", gpu_memory_utilization=vllm_share(profile),
-                max_model_len=profile.max_prompt_length + profile.max_completion_length)
+                max_model_len=profile.max_prompt_length + profile.max_completion_length,
+                enforce_eager=True, **lora)  # capturing CUDA graphs takes longer than the answers
     tokenizer = model.get_tokenizer()
     shown = [build_messages(nums, target) for nums, target in _as_shown(puzzles)]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in
            tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False)]
     sampling = SamplingParams(temperature=0, max_tokens=profile.max_completion_length)
-    outputs = model.generate([{"prompt_token_ids": i} for i in ids], sampling)
+    outputs = model.generate([{"prompt_token_ids": i} for i in ids], sampling,
+                             lora_request=adapter and LoRARequest("trained", 1, str(adapter)))
     return [output.outputs[0].text for output in outputs]
 
 
@@ -142,7 +154,10 @@ def main():
     parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE",
                         help="settings of the profile that the run had changed")
     options = parser.parse_args()
-    profile = profiles.changed(profiles.choose(options.profile), options.set)
+    try:
+        profile = profiles.changed(profiles.choose(options.profile), options.set)
+    except (ValueError, profiles.NoGPU) as error:
+        parser.error(str(error))
     folder = options.folder.resolve()
     if options.way:
         write_json(folder.parent / f"answers-{options.way}.json",

@@ -26,6 +26,8 @@ METRICS = {
     "completions/clipped_ratio": "truncated",
     "entropy": "entropy",
     "clip_ratio/region_mean": "clip_ratio",
+    "sampling/importance_sampling_ratio/mean": "vllm_ratio_mean",
+    "sampling/importance_sampling_ratio/min": "vllm_ratio_min",
     "grad_norm": "grad_norm",
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -66,7 +68,7 @@ def grpo_options(profile, run, seed=0):
     The weights are those of the format and the equation reward, in this order.
 
     Unsloth's GRPOConfig has other defaults than trl's (learning rate, weight decay, warm-up, the
-    vLLM correction), so nothing that they differ in is left out.
+    vLLM correction), so what they differ in and what acts in training is given.
 
     Parameters
     ----------
@@ -102,14 +104,19 @@ def grpo_options(profile, run, seed=0):
         "top_p": 1.0,
         "top_k": 0,
         "use_vllm": profile.uses_vllm,
-        # weighs tokens by how far vLLM's probabilities are from the policy's (trl's default)
+        # trl's defaults: a completion's tokens weigh the policy's probability of the whole
+        # completion over vLLM's; beyond 3 it is left out
         "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+        "vllm_importance_sampling_clip_max": 3.0,
         # trl decodes whole completions itself; vLLM would decode every token, twice, as it comes
         "generation_kwargs": {"detokenize": False} if profile.uses_vllm else None,
         "use_cpu": not profile.needs_gpu,
         **half_precision(profile),
         "gradient_checkpointing": False,  # Unsloth brings its own; the CPU model needs none
+        "torch_empty_cache_steps": None,
         "logging_steps": 1,
+        "logging_nan_inf_filter": True,
         "save_strategy": "steps",
         "save_steps": profile.save_every,
         "save_total_limit": 2,
@@ -153,19 +160,23 @@ class MetricsLog(TrainerCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Stop after so many minutes of training, to compare settings at equal cost."""
+    """Stop after so many minutes of training, to compare settings at equal cost.
 
-    def __init__(self, minutes):
-        self.seconds = 60 * minutes
+    The minutes before an interruption count; the last step leaves a checkpoint.
+    """
+
+    def __init__(self, run, minutes):
+        self.path, self.seconds = run / "metrics.jsonl", 60 * minutes
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Start the clock."""
-        self.start = time.monotonic()
+        """Start the clock, or go on with it."""
+        rows = keep_rows_until(self.path, state.global_step)
+        self.start = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop after the step in which the time ran out."""
         if time.monotonic() - self.start > self.seconds:
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True
 
 
 class LiveCurves(TrainerCallback):

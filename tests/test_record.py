@@ -11,6 +11,7 @@ from helpers.intervals import paired_gain
 from helpers.paths import DATA
 from helpers.record import curve
 from helpers.runs import append_row, find_runs, read_rows
+from helpers.saved import PUZZLES, WAYS
 
 ARRANGED = sorted((DATA / "sweeps").glob("cpu-*x*-seed*"))
 
@@ -52,6 +53,7 @@ def test_they_differ_in_nothing_but_that(run):
 
 
 SMOLLM2 = find_runs("smollm2")
+BY_NOTEBOOKS = DATA / "reference_runs" / "smollm2-notebooks"  # 04, then 05
 WATCHED = DATA / "reference_runs" / "smollm2-seed2"  # the one with a curve
 ONE_PROMPT, BOTH = (DATA / "sweeps" / f"smollm2-{name}-seed2" for name in ("1x32", "both-rewards"))
 
@@ -68,7 +70,7 @@ def test_three_seeds_of_smollm2_are_recorded():
     assert sum(file.stat().st_size for run in SMOLLM2 for file in run.iterdir()) < 8e6
 
 
-@pytest.mark.parametrize("run", SMOLLM2, ids=lambda run: run.name)
+@pytest.mark.parametrize("run", [*SMOLLM2, BY_NOTEBOOKS], ids=lambda run: run.name)
 def test_smollm2_gains_25_points_in_15_minutes_of_grpo(run):
     config = json.loads((run / "config.json").read_text())
     before, after = (answers_at_one(run, stage) for stage in ("before", "after"))
@@ -95,3 +97,12 @@ def test_smollm2_is_ahead_of_one_prompt_a_step(ours):
 def test_the_run_with_both_rewards_differs_in_nothing_else():
     config = json.loads((BOTH / "config.json").read_text())
     assert profiles.differences(profiles.SMOLLM2, config["profile"]) == ["format_weight"]
+
+
+def test_the_notebooks_run_is_of_the_profile_and_its_saved_model_was_compared():
+    config = json.loads((BY_NOTEBOOKS / "config.json").read_text())
+    assert profiles.differences(profiles.SMOLLM2, config["profile"]) == []
+    assert config["cold_start"]["settings"] == profiles.settings(profiles.SMOLLM2)["cold_start"]
+    rows = json.loads((BY_NOTEBOOKS / "saved_answers.json").read_text())
+    assert [row["way"] for row in rows] == list(WAYS.values())
+    assert rows[0]["different"] == 0 and {row["puzzles"] for row in rows} == {PUZZLES}

@@ -10,7 +10,7 @@ from helpers import profiles, saved
 ANSWERS = {"unsloth": ["<think>a long thought</think>"] * saved.PUZZLES}
 ANSWERS["adapter"] = ["<think>a long thought and a late change</think>"] + ANSWERS["unsloth"][1:]
 ANSWERS["merged"] = ["another from the start"] * 2 + ANSWERS["unsloth"][2:]
-ANSWERS["merged-vllm"] = ANSWERS["merged"]
+ANSWERS["merged-vllm"] = ANSWERS["adapter-vllm"] = ANSWERS["merged"]
 
 
 def test_answers_that_differ_are_counted_early_and_late(tmp_path, monkeypatch):
@@ -26,8 +26,8 @@ def test_answers_that_differ_are_counted_early_and_late(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saved.subprocess, "run", answer)
     rows = saved.compare(profiles.SMOLLM2, folder)
-    assert [row["different"] for row in rows] == [0, 1, 2, 2]
-    assert [row["different_early"] for row in rows] == [0, 0, 2, 2]
+    assert [row["different"] for row in rows] == [0, 1, 2, 2, 2]
+    assert [row["different_early"] for row in rows] == [0, 0, 2, 2, 2]
     assert all(row["puzzles"] == saved.PUZZLES and row["right"] == 0 for row in rows)
     assert json.loads((folder.parent / "saved_answers.json").read_text()) == rows
 
