@@ -11,6 +11,10 @@ TORCH := $(shell sed -n 's/^cpu = \["\(torch==[0-9.]*\)"\].*/\1/p' pyproject.tom
 TEST_ENV := COUNTDOWN_PROFILE=cpu-short COUNTDOWN_DATA=shipped \
 	COUNTDOWN_RUNS="$(CURDIR)/runs/test" HF_HUB_OFFLINE=1
 
+GPU_ENV = $(PYTHON) -c 'import pytest, torch, helpers' 2>/dev/null || { \
+	echo "This runs in the GPU environment, not in .venv: conda env create -f environment.yml &&" \
+	"conda activate countdown-grpo" >&2; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help tutorial test lab test-gpu test-gpu-notebooks clean
 
@@ -37,16 +41,15 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
 
 test-gpu:  ## the tests that need a GPU, in the activated environment of environment.yml
-	@$(PYTHON) -c 'import pytest, torch, helpers' 2>/dev/null || { \
-	echo "test-gpu runs in the GPU environment, not in .venv: conda env create -f environment.yml &&" \
-	"conda activate countdown-grpo" >&2; exit 1; }
+	@$(GPU_ENV)
 	@$(PYTHON) -m pytest -m gpu tests || { status=$$?; test $$status -eq 5 || exit $$status; \
 	echo "No test is marked gpu: nothing ran."; }
 
 test-gpu-notebooks:  ## every notebook under smollm2 (a whole training); in the same environment
+	@$(GPU_ENV)
 	@rm -rf runs/test-gpu/smollm2
-	@COUNTDOWN_PROFILE=$${COUNTDOWN_PROFILE:-smollm2} COUNTDOWN_RUNS="$(CURDIR)/runs/test-gpu" \
-	$(PYTHON) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=7200 notebooks
+	@COUNTDOWN_PROFILE=smollm2 COUNTDOWN_RUNS="$(CURDIR)/runs/test-gpu" $(PYTHON) -m pytest --nbval-lax \
+	--nbval-current-env --nbval-cell-timeout=7200 notebooks
 
 clean:  ## remove the environment, caches and the tests' runs (keeps your other runs)
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test

@@ -409,12 +409,12 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, co
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
         for change in ((), *((item,) for item in vary)):
-            changed, arguments = split_changes(profile, change)
+            changed, varied = split_changes(profile, change)
             run = FOLDER / re.sub(r"[^\w.-]+", "-", "-".join([name, *change])).strip("-")
             if stack == "unsloth":
                 from trl import GRPOTrainer
 
-                arguments = {"save_strategy": "no"} | (config or {}) | arguments
+                arguments = {"save_strategy": "no"} | (config or {}) | varied
                 trainer = GRPOTrainer(model=model, processing_class=tokenizer,
                                       args=grpo_config(changed, run, seed, **arguments),
                                       reward_funcs=rewards, train_dataset=dataset)

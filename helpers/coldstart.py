@@ -151,7 +151,7 @@ def make(profile, folder):
     record = {
         "command": f"python -m helpers.coldstart {profile.name}",
         "settings": profiles.settings(profile)["cold_start"],
-        "weights": weights_name(profile) if profile.needs_gpu else None,
+        **({"weights": weights_name(profile)} if profile.needs_gpu else {}),
         "seconds": round(time.monotonic() - start, 1),
         "last_loss": round(log[-1]["loss"], 4),
         **environment(),

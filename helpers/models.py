@@ -60,7 +60,8 @@ def pretrained_folder(profile):
         return profile.model
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(profile.model, revision=profile.revision)
+    return snapshot_download(profile.model, revision=profile.revision,
+                             allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
 
 
 def weights_name(profile):

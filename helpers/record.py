@@ -94,7 +94,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         train_dataset=prompt_dataset(load_split(profile.puzzles, "train"), seed),
         callbacks=callbacks,
     )
-    train_or_resume(trainer, run)
+    train_or_resume(trainer, run, minutes)
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
     spent += time.monotonic() - start
@@ -107,8 +107,9 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
     config["evaluation_seconds"] = round(spent, 1)
     config["wall_seconds"] = round(config["training_seconds"] + spent, 1)
-    made = (starting_point(profile) or run) / "cold_start.json"
-    config["cold_start"] = json.loads(made.read_text()) if made.exists() else None
+    begin = starting_point(profile)
+    if begin and (begin / "cold_start.json").exists():
+        config["cold_start"] = json.loads((begin / "cold_start.json").read_text())
     config["command"] = "python -m helpers.record " + " ".join(sys.argv[1:])
     write_json(run / "config.json", config)
     if watch:

@@ -131,17 +131,33 @@ def compare(profile, folder, changes=()):
                         profile.name, "--way", way, "--set", *changes], check=True)
         answers[way] = json.loads((folder.parent / f"answers-{way}.json").read_text())
     puzzles = _as_shown(load_split(profile.puzzles, "validation").head(PUZZLES))
+    rows = summary(answers, puzzles)
+    for row in rows:
+        print(f"{row['different']:2} of {row['puzzles']} differ, {row['different_early']:2} of "
+              f"them in the first {EARLY} characters; {row['right']:2} right: {row['way']}")
+    write_json(folder.parent / "saved_answers.json", rows)
+    return rows
+
+
+def summary(answers, puzzles):
+    """Return a row a way: how many answers are right, and how many differ from the other ways'.
+
+    Parameters
+    ----------
+    answers : dict of str to list of str
+        The completions of each way in `WAYS`.
+    puzzles : list of (list of int, int)
+        Numbers and target, in the order of the completions.
+    """
     rows = []
     for way, texts in answers.items():
         right = [is_correct(text, *puzzle) for text, puzzle in zip(texts, puzzles, strict=True)]
-        pairs = list(zip(texts, answers["unsloth"], strict=True))
-        different = sum(a != b for a, b in pairs)
-        early = sum(a[:EARLY] != b[:EARLY] for a, b in pairs)
+        different, early = (
+            {other: sum(a[:end] != b[:end] for a, b in zip(texts, answers[other], strict=True))
+             for other in answers} for end in (None, EARLY))
         rows.append({"way": WAYS[way], "puzzles": len(texts), "right": sum(right),
-                     "different": different, "different_early": early})
-        print(f"{different:2} of {len(texts)} differ, {early:2} of them in the first {EARLY} "
-              f"characters; {sum(right):2} right: {WAYS[way]}")
-    write_json(folder.parent / "saved_answers.json", rows)
+                     "different": different["unsloth"], "different_early": early["unsloth"],
+                     "different_from": different, "different_early_from": early})
     return rows
 
 

@@ -27,7 +27,6 @@ METRICS = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clip_ratio",
     "sampling/importance_sampling_ratio/mean": "vllm_ratio_mean",
-    "sampling/importance_sampling_ratio/min": "vllm_ratio_min",
     "grad_norm": "grad_norm",
     "loss": "loss",
     "learning_rate": "learning_rate",
@@ -68,7 +67,7 @@ def grpo_options(profile, run, seed=0):
     The weights are those of the format and the equation reward, in this order.
 
     Unsloth's GRPOConfig has other defaults than trl's (learning rate, weight decay, warm-up, the
-    vLLM correction), so what they differ in and what acts in training is given.
+    vLLM correction), so every setting in which they differ and that acts in training is given.
 
     Parameters
     ----------
@@ -261,7 +260,7 @@ def collecting_between_steps(trainer):
         trainer.remove_callback(CollectAfterStep)
 
 
-def train_or_resume(trainer, run):
+def train_or_resume(trainer, run, minutes=None):
     """Train to the end, from the run's last checkpoint if it has one.
 
     Parameters
@@ -270,6 +269,8 @@ def train_or_resume(trainer, run):
         Whose ``output_dir`` is the run's folder.
     run : path
         The run's folder. A complete run is not trained further; its weights are loaded.
+    minutes : float, optional
+        A run that has trained so long is complete, too.
 
     Raises
     ------
@@ -278,7 +279,8 @@ def train_or_resume(trainer, run):
     """
     checkpoint = last_checkpoint(run)
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
-    if done >= trainer.args.max_steps:
+    seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
+    if done >= trainer.args.max_steps or (minutes and seconds and seconds[0] > 60 * minutes):
         print(f"{show(run)} is complete ({done} steps); delete the folder to train anew")
         trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
         for callback in trainer.callback_handler.callbacks:

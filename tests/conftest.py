@@ -1,5 +1,6 @@
 """What all tests share: a backend without a window, and the rule for tests marked gpu."""
 
+import importlib.util
 import os
 from importlib.metadata import version
 
@@ -16,20 +17,19 @@ def _gpu():
         return None
     if not torch.cuda.is_available():
         return None
-    import pynvml
-
-    pynvml.nvmlInit()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "vllm", "unsloth", "trl"))
-    return (f"{torch.cuda.get_device_name()}, driver {pynvml.nvmlSystemGetDriverVersion()}, "
-            f"CUDA {torch.version.cuda}, {versions}")
+    installed = {name: version(name) for name in ("torch", "vllm", "unsloth", "trl")
+                 if importlib.util.find_spec(name)}
+    return ", ".join([torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}",
+                      *(f"{name} {number}" for name, number in installed.items())])
 
 
 def pytest_collection_modifyitems(config, items):
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    config.gpu_line = f"GPU tests: {len(marked)}, run on {_gpu()}"
-    if _gpu() is None:
+    gpu = _gpu()
+    config.gpu_line = f"GPU tests: {len(marked)}, run on {gpu}"
+    if gpu is None:
         config.gpu_line = f"GPU tests: {len(marked)} left out, torch finds no GPU here"
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none here"))

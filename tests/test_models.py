@@ -18,7 +18,7 @@ from helpers.training import TimeLimit, grpo_options
 def clean(monkeypatch):
     """No settings of Unsloth's in the environment, and nothing that reads them imported."""
     monkeypatch.setattr(models.os, "environ", {name: value for name, value in os.environ.items()
-                                               if name not in models.UNSLOTH_ENVIRONMENT})
+                                               if not name.startswith(("UNSLOTH_", "VLLM_"))})
     for name in ("unsloth", "trl"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return monkeypatch
@@ -58,7 +58,7 @@ def test_vllm_is_handed_the_files_of_the_pinned_revision(clean, tmp_path):
     clean.setattr(models, "_decode_graphs", lambda most: None)
     clean.setattr(models, "vllm_share", lambda profile, of_free: 0.5)
     clean.setattr("huggingface_hub.snapshot_download",
-                  lambda name, revision: str(tmp_path / name.split("/")[-1] / revision))
+                  lambda name, revision, **_: str(tmp_path / name.split("/")[-1] / revision))
     clean.setattr(models, "prepare_environment", lambda profile: None)
     unsloth = types.SimpleNamespace(FastLanguageModel=FastLanguageModel)
     clean.setitem(sys.modules, "unsloth", unsloth)
@@ -107,15 +107,15 @@ def test_every_batch_size_finds_a_graph_and_there_are_few(most):
 @pytest.mark.parametrize("profile", [profiles.SMOLLM2, profiles.A100], ids=lambda p: p.name)
 def test_what_unsloth_has_other_defaults_for_is_given(profile, tmp_path):
     options = grpo_options(profile, tmp_path)
-    # the defaults that Unsloth 2026.10.7 writes into its own GRPOConfig (its models/rl.py)
-    theirs = {"learning_rate": 5e-5, "weight_decay": 0.001, "warmup_steps": 0.1, "seed": 3407,
-              "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-              "num_generations": 8, "optim": "adamw_8bit", "logging_steps": 1, "bf16": False,
-              "report_to": "none", "loss_type": None, "beta": None,
-              "vllm_importance_sampling_correction": False, "mask_truncated_completions": None,
-              "torch_empty_cache_steps": 250, "logging_nan_inf_filter": False,
-              "generation_kwargs": {}}
-    assert not theirs.keys() - options.keys()
+    # what Unsloth 2026.10.7 writes other defaults for into its own GRPOConfig (its models/rl.py)
+    theirs = {"learning_rate", "weight_decay", "warmup_steps", "seed", "optim", "logging_steps",
+              "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",
+              "bf16", "report_to", "loss_type", "beta", "vllm_importance_sampling_correction",
+              "mask_truncated_completions", "torch_empty_cache_steps", "logging_nan_inf_filter",
+              "generation_kwargs"}
+    assert not theirs - options.keys()
+    assert options["vllm_importance_sampling_mode"] == "sequence_mask"
+    assert options["vllm_importance_sampling_clip_max"] == 3.0
 
 
 def test_time_limit_stops_after_the_step_in_which_time_ran_out(monkeypatch, tmp_path):
@@ -142,4 +142,4 @@ def test_minutes_before_an_interruption_count(monkeypatch, tmp_path):
     limit.on_step_end(None, None, control)
     assert not control.should_training_stop
     limit.on_step_end(None, None, control)
-    assert control.should_training_stop
+    assert control.should_training_stop and control.should_save

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from helpers import profiles, runs
 from helpers.models import load_model
+from helpers.training import train_or_resume
 
 # A child process trains a few small steps; the parent kills it, or lets it end.
 CHILD = """
@@ -92,6 +94,21 @@ def test_a_complete_run_is_left_as_it_is(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
     assert "is complete (9 steps); delete the folder" in finish(start(uninterrupted))
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("minutes", [1e-6, None])
+def test_a_run_that_its_minutes_stopped_is_complete(uninterrupted, minutes, capsys):
+    loaded, trained = [], []
+    trainer = types.SimpleNamespace(
+        args=types.SimpleNamespace(max_steps=20), _load_from_checkpoint=loaded.append,
+        callback_handler=types.SimpleNamespace(callbacks=[]),
+        add_callback=lambda c: None, remove_callback=lambda c: None,
+        train=lambda resume_from_checkpoint: trained.append(resume_from_checkpoint))
+    train_or_resume(trainer, uninterrupted, minutes)
+    if minutes:
+        assert "is complete (9 steps)" in capsys.readouterr().out and loaded and not trained
+    else:
+        assert trained == [str(uninterrupted / "checkpoint-9")] and not loaded
 
 
 def test_a_run_of_another_profile_stops_the_training(tmp_path):
