@@ -20,13 +20,7 @@ from dataclasses import replace
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import (
-    load_model,
-    lora_settings,
-    pretrained_folder,
-    starting_point,
-    vllm_share,
-)
+from helpers.models import base_folder, load_model, lora_settings, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
@@ -199,7 +193,7 @@ def plain_trainer(profile, run, rewards, dataset, seed):
                         "MASTER_PORT": 20_000 + os.getpid() % 20_000}.items():
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # the same kernel as the other stack
-    source = str(starting_point(profile) or pretrained_folder(profile))
+    source = base_folder(profile)
     quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                       bnb_4bit_use_double_quant=True,
                                       bnb_4bit_compute_dtype=torch.bfloat16)
@@ -365,8 +359,7 @@ def split_changes(profile, items):
     return profiles.changed(profile, own), {k: json.loads(v) for k, v in others.items()}
 
 
-def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, config=None,
-            card_gib=None):
+def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, card_gib=None):
     """Run some GRPO steps, return and write what they took; again for each variation.
 
     Parameters
@@ -384,8 +377,6 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, co
         settings in `VARIED` or arguments of GRPOConfig, as ``setting=value``.
     load : dict, optional
         Further arguments of Unsloth's ``from_pretrained``.
-    config : dict, optional
-        Further arguments of GRPOConfig (``unsloth`` only).
     card_gib : float, optional
         Run as on a card with so much memory; the rest is held by another process.
 
@@ -409,14 +400,13 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, co
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
         for change in ((), *((item,) for item in vary)):
-            changed, varied = split_changes(profile, change)
+            changed, arguments = split_changes(profile, change)
             run = FOLDER / re.sub(r"[^\w.-]+", "-", "-".join([name, *change])).strip("-")
             if stack == "unsloth":
                 from trl import GRPOTrainer
 
-                arguments = {"save_strategy": "no"} | (config or {}) | varied
-                trainer = GRPOTrainer(model=model, processing_class=tokenizer,
-                                      args=grpo_config(changed, run, seed, **arguments),
+                config = grpo_config(changed, run, seed, save_strategy="no", **arguments)
+                trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config,
                                       reward_funcs=rewards, train_dataset=dataset)
             else:
                 trainer = plain_trainer(changed, run, rewards, dataset, seed)
@@ -431,7 +421,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, co
                 "name": run.name, "stack": stack, "seed": seed, "change": list(change),
                 "command": "python -m helpers.benchmark " + " ".join(sys.argv[1:]),
                 "profile": profiles.settings(changed) | {"model": show(changed.model)},
-                "loaded_with": load or {}, "config": config or {}, "card_gib": card_gib,
+                "loaded_with": load or {}, "card_gib": card_gib,
                 "environment_variables": {k: v for k, v in sorted(os.environ.items())
                                           if k.startswith(("UNSLOTH_", "VLLM_"))},
                 "loading_seconds": None if change else round(loaded, 1),
@@ -467,8 +457,6 @@ def main():
     parser.add_argument("--load", nargs="*", default=[], metavar="ARGUMENT=VALUE",
                         help="further arguments of Unsloth's from_pretrained, e.g. "
                         "enable_prefix_caching=false")
-    parser.add_argument("--config", nargs="*", default=[], metavar="ARGUMENT=VALUE",
-                        help="further arguments of GRPOConfig, e.g. unsloth_grpo_mini_batch=16")
     parser.add_argument("--card-gib", type=float, metavar="GIB",
                         help="hold the rest of the GPU in another process, as if it had only so "
                         "much memory")
@@ -478,21 +466,19 @@ def main():
         profile = profiles.changed(replace(profile, steps=options.steps), options.set)
         for item in options.vary:
             split_changes(profile, [item])
-        load, config = ({name: json.loads(value) for name, value in
-                         (item.split("=", 1) for item in items)}
-                        for items in (options.load, options.config))
+        load = {name: json.loads(value) for name, value in
+                (item.split("=", 1) for item in options.load)}
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
-    if options.stack == "trl" and (options.vary or load or config):
-        parser.error("--vary, --load and --config are for the stack unsloth")
+    if options.stack == "trl" and (options.vary or load):
+        parser.error("--vary and --load are for the stack unsloth")
     if options.random_weights:
         folder = FOLDER / "random_weights"
         if not list(folder.glob("*.safetensors")):
             random_weights(profile, folder)
         profile = replace(profile, model=str(folder), revision=None)
     for result in measure(profile, options.stack, options.warm_up, name=options.name,
-                          vary=options.vary, load=load, config=config,
-                          card_gib=options.card_gib):
+                          vary=options.vary, load=load, card_gib=options.card_gib):
         print(json.dumps({k: v for k, v in result.items() if k not in ("steps", "profile")},
                          indent=1))
         print("written to", show(FOLDER / f"{result['name']}.json"))

@@ -51,13 +51,15 @@ def _source(profile):
     return profile.model, {"revision": profile.revision}
 
 
-def pretrained_folder(profile):
-    """Return a folder with a profile's pretrained model, fetched at its revision if need be.
+def base_folder(profile):
+    """Return the folder of the model that a GPU profile's adapter stands on.
 
-    vLLM takes no revision, so it is handed the files instead of a name.
+    That of its cold start, or its pretrained model's, fetched at the revision: vLLM takes no
+    revision, so it is handed the files instead of a name.
     """
-    if profile.revision is None:
-        return profile.model
+    start = starting_point(profile)
+    if start or profile.revision is None:
+        return str(start or profile.model)
     from huggingface_hub import snapshot_download
 
     return snapshot_download(profile.model, revision=profile.revision,
@@ -243,7 +245,7 @@ def _load_unsloth(profile, folder, seed, options):
     if profile.uses_vllm:
         options = {"compilation_config": _decode_graphs(profile.max_num_seqs)} | options
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(folder or pretrained_folder(profile)),
+        model_name=str(folder or base_folder(profile)),
         use_exact_model_name=True,  # not Unsloth's own copy
         max_seq_length=profile.max_prompt_length + profile.max_completion_length,
         load_in_4bit=profile.quantisation == "nf4",

@@ -283,9 +283,8 @@ if __name__ == "__main__":
     try:
         try:
             profile = profiles.choose(*sys.argv[1:2])
-        except profiles.NoGPU:  # the checks say why
-            profile = profiles.PROFILES[sys.argv[1] if sys.argv[1:] else
-                                        os.environ["COUNTDOWN_PROFILE"]]
+        except profiles.NoGPU as stop:  # the checks say why
+            profile = stop.profile
         preflight(profile)
     except (RuntimeError, ValueError) as stop:
         sys.exit(str(stop))

@@ -9,7 +9,16 @@ CAPABILITY_NEEDED = (8, 0)  # Ampere: bfloat16, and vLLM's attention kernels
 
 
 class NoGPU(RuntimeError):
-    """A profile needs a GPU and torch finds none."""
+    """A `profile` needs a GPU and torch finds none."""
+
+    def __init__(self, profile):
+        super().__init__(
+            f"profile {profile.name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch "
+            f"finds none: `python -m helpers.preflight {profile.name}` says what is missing. Use "
+            "COUNTDOWN_PROFILE=cpu here, or a machine with a GPU and the environment of "
+            "environment.yml"
+        )
+        self.profile = profile
 
 
 @dataclass(frozen=True)
@@ -236,11 +245,7 @@ def choose(name=None):
                   "`python -m helpers.preflight smollm2` says what is wrong")
     profile = PROFILES[name]
     if profile.needs_gpu and gib == 0:
-        raise NoGPU(
-            f"profile {name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch finds none: "
-            f"`python -m helpers.preflight {name}` says what is missing. Use COUNTDOWN_PROFILE=cpu "
-            "here, or a machine with a GPU and the environment of environment.yml"
-        )
+        raise NoGPU(profile)
     print(f"Profile {name} ({reason})")
     if profile.uses_vllm and old_gpu():
         print("This GPU is older than compute capability 8.0, and vLLM has no attention kernel for "

@@ -77,12 +77,13 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     )
 
     held_out = load_split(profile.puzzles, part)
-    callbacks = [MetricsLog(run)]
+    log = MetricsLog(run)
+    callbacks = [log]
     if watch:
         watched = load_split(profile.puzzles, "validation").sample(watch, random_state=0)
         callbacks.append(SampleLog(run, tokenizer, profile, watched, every))
     if minutes:
-        callbacks.append(TimeLimit(run, minutes))
+        callbacks.append(TimeLimit(log, minutes))
     start = time.monotonic()
     before = evaluate(model, tokenizer, profile, held_out, "before", temperatures, seed)
     spent = time.monotonic() - start

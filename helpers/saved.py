@@ -15,10 +15,9 @@ from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import sample_completions
 from helpers.models import (
+    base_folder,
     load_model,
     prepare_environment,
-    pretrained_folder,
-    starting_point,
     trained_model,
     vllm_share,
 )
@@ -51,12 +50,8 @@ def answer(way, profile, folder):
     if way == "merged-vllm":
         return _with_plain_vllm(profile, folder.parent / "merged", puzzles)
     if way == "adapter-vllm":
-        return _with_plain_vllm(profile, _base(profile), puzzles, adapter=folder)
+        return _with_plain_vllm(profile, base_folder(profile), puzzles, adapter=folder)
     return _with_transformers(way, profile, folder, puzzles)
-
-
-def _base(profile):
-    return str(starting_point(profile) or pretrained_folder(profile))
 
 
 def _with_transformers(way, profile, folder, puzzles):
@@ -71,7 +66,7 @@ def _with_transformers(way, profile, folder, puzzles):
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16)
-    source = _base(profile)
+    source = base_folder(profile)
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(
         source if way == "adapter" else folder.parent / "merged", **options)

@@ -161,20 +161,16 @@ class MetricsLog(TrainerCallback):
 class TimeLimit(TrainerCallback):
     """Stop after so many minutes of training, to compare settings at equal cost.
 
-    The minutes before an interruption count; the last step leaves a checkpoint.
+    The clock is that of the run's `MetricsLog`, so the minutes before an interruption count; the
+    last step leaves a checkpoint.
     """
 
-    def __init__(self, run, minutes):
-        self.path, self.seconds = run / "metrics.jsonl", 60 * minutes
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Start the clock, or go on with it."""
-        rows = keep_rows_until(self.path, state.global_step)
-        self.start = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+    def __init__(self, log, minutes):
+        self.log, self.seconds = log, 60 * minutes
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop after the step in which the time ran out."""
-        if time.monotonic() - self.start > self.seconds:
+        if time.monotonic() - self.log.start > self.seconds:
             control.should_training_stop = control.should_save = True
 
 

@@ -11,7 +11,7 @@ import torch
 
 from helpers import evaluation, models, profiles
 from helpers.runs import append_row
-from helpers.training import TimeLimit, grpo_options
+from helpers.training import MetricsLog, TimeLimit, grpo_options
 
 
 @pytest.fixture
@@ -121,10 +121,11 @@ def test_what_unsloth_has_other_defaults_for_is_given(profile, tmp_path):
 def test_time_limit_stops_after_the_step_in_which_time_ran_out(monkeypatch, tmp_path):
     now = iter([100.0, 130.0, 161.0])
     monkeypatch.setattr("helpers.training.time.monotonic", lambda: next(now))
-    limit = TimeLimit(tmp_path, 1)
+    log = MetricsLog(tmp_path)
+    limit = TimeLimit(log, 1)
     control = types.SimpleNamespace(should_training_stop=False, should_save=False)
     state = types.SimpleNamespace(global_step=0)
-    limit.on_train_begin(None, state, control)
+    log.on_train_begin(None, state, control)
     limit.on_step_end(None, state, control)
     assert not control.should_training_stop and not control.should_save
     limit.on_step_end(None, state, control)
@@ -136,9 +137,10 @@ def test_minutes_before_an_interruption_count(monkeypatch, tmp_path):
     append_row(tmp_path / "metrics.jsonl", {"step": 3, "seconds": 80.0})  # after the checkpoint
     now = iter([100.0, 109.0, 111.0])
     monkeypatch.setattr("helpers.training.time.monotonic", lambda: next(now))
-    limit = TimeLimit(tmp_path, 1)
+    log = MetricsLog(tmp_path)
+    limit = TimeLimit(log, 1)
     control = types.SimpleNamespace(should_training_stop=False, should_save=False)
-    limit.on_train_begin(None, types.SimpleNamespace(global_step=2), control)
+    log.on_train_begin(None, types.SimpleNamespace(global_step=2), control)
     limit.on_step_end(None, None, control)
     assert not control.should_training_stop
     limit.on_step_end(None, None, control)
