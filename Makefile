@@ -22,7 +22,7 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 
 tutorial: $(STAMP)  ## run every notebook; results under runs/tutorial/
-	@$(PY) -m helpers.tutorial
+	@$(PY) -m lab.tutorial
 
 test: $(STAMP)  ## lint, unit tests, and every notebook in its short CPU form
 	@rm -rf runs/test
@@ -53,7 +53,7 @@ test-gpu-notebooks:  ## every notebook under smollm2 (a whole training); in the 
 
 clean:  ## remove the environment, caches and the tests' runs (keeps your other runs)
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test
-	find helpers tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	find helpers lab tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} +
 
 # The pinned CPU set. The versions come from environment.yml's list, all but torch and the

@@ -19,10 +19,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from helpers import facts, puzzles, solver
+from helpers import puzzles, solver
 from helpers.expressions import MOST_NUMBERS
 from helpers.paths import DATA
 from helpers.prompts import EXAMPLE
+from lab import facts
 
 REPO = "Jiayi-Pan/Countdown-Tasks-3to4"
 REVISION = "408f70d177020686d34a56bba5952feb45aaaee4"

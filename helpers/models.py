@@ -137,7 +137,7 @@ def load_model(profile, folder=None, seed=0, **options):
         remedy = "train it with notebook 04, or name another folder"
         if folder == start:
             name = "" if profile.name == "cpu" else f" {profile.name}"
-            remedy = f"make it with `python -m helpers.coldstart{name}`"
+            remedy = f"make it with `python -m lab.coldstart{name}`"
         raise FileNotFoundError(f"{show(folder)} holds no model: {remedy}")
     if profile.needs_gpu:
         return _load_unsloth(profile, folder, seed, options)

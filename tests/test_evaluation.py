@@ -1,6 +1,7 @@
 """Sampling, grading, counting, the figures, and the runs that the repository holds."""
 
 import json
+import re
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -14,8 +15,8 @@ from helpers.models import load_model
 from helpers.paths import DATA
 from helpers.plots import reference_figure, seeds_curve, success_bars, training_curves
 from helpers.puzzles import canonical
-from helpers.report import read_run
 from helpers.rewards import is_correct
+from lab.report import read_run
 
 COLUMNS = ["stage", "temperature", "sample", "nums", "target", "completion", "tokens", "correct"]
 REFERENCE = sorted(runs.REFERENCE_RUNS.glob("*-seed*"))
@@ -222,7 +223,7 @@ def test_a_reference_run_says_what_it_depends_on(run):
     assert set(profiles.differences(profiles.PROFILES[name], config["profile"])) <= {"measured_on"}
     assert {"python", "torch", "transformers", "trl"} <= set(config["versions"])
     assert config["hardware"] and pd.Timestamp(config["date"])
-    assert config["command"].startswith("python -m helpers.record ")
+    assert re.match(r"python -m (helpers|lab)\.record ", config["command"])
     assert config["wall_seconds"] >= config["training_seconds"] > 0
 
 

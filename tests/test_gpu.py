@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.runs import read_rows
-from helpers.saved import WAYS
+from lab.saved import WAYS
 
 pytestmark = pytest.mark.gpu
 
@@ -86,7 +86,7 @@ def test_vllm_samples_from_the_adapter_on_nf4_weights(pretrained, tmp_path):
 
 
 def test_a_run_goes_on_after_sigkill(pretrained, tmp_path):
-    command = [sys.executable, "-m", "helpers.record", "--profile", "smollm2", "--name", "killed",
+    command = [sys.executable, "-m", "lab.record", "--profile", "smollm2", "--name", "killed",
                "--part", "validation", "--temperatures", "1", "--set", f'model="{pretrained}"',
                "revision=null", "cold_start=null", "steps=6", "save_every=2", "group_size=4",
                "prompts_per_step=4", "micro_batch=8", "max_completion_length=48"]
@@ -132,13 +132,13 @@ def merge_error(base, merged, adapter, scale):
 
 
 def test_a_saved_adapter_and_the_merged_model_answer_alike(pretrained, tmp_path):
-    python("-m", "helpers.record", "--profile", "smollm2", "--name", "saved", "--part",
+    python("-m", "lab.record", "--profile", "smollm2", "--name", "saved", "--part",
            "validation", "--temperatures", "1", "--set", f'model="{pretrained}"', "revision=null",
            "cold_start=null", "steps=2", "group_size=4", "prompts_per_step=4", "micro_batch=8",
            "max_completion_length=48", cwd=tmp_path, runs=tmp_path)
     folder = tmp_path / "saved" / "checkpoint-2"
     adapter = put_noise_in(folder)
-    output = python("-m", "helpers.saved", str(folder), "--set", f'model="{pretrained}"',
+    output = python("-m", "lab.saved", str(folder), "--set", f'model="{pretrained}"',
                     "revision=null", "cold_start=null", cwd=tmp_path, runs=tmp_path)
     rows = json.loads((folder.parent / "saved_answers.json").read_text())
     assert [row["puzzles"] for row in rows] == [50] * len(WAYS), output

@@ -7,8 +7,8 @@ import tomllib
 import nbformat
 import pytest
 
-from helpers import tutorial
 from helpers.paths import ROOT
+from lab import tutorial
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BOOKS = {path.name: nbformat.read(path, as_version=4) for path in PATHS}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers import playground as pg
 from helpers.prompts import EXAMPLE
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.scratch import group_advantages
+from lab.scratch import group_advantages
 
 NUMS, TARGET = [4, 11, 8], 12
 GOOD = "<think>11 - 8 = 3\n3 * 4 = 12</think>\n<answer>(11 - 8) * 4 = 12</answer>"

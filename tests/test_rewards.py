@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.arithmetic import evaluate
-from helpers.fuzz import expression
 from helpers.paths import ROOT
 from helpers.prompts import EXAMPLE
 from helpers.rewards import equation_reward_func, is_correct, strict_format_reward_func
+from lab.fuzz import expression
 
 STRUCTURE = re.compile(r"^<think>([\s\S]*?)</think>\n<answer>([\s\S]*?)</answer>$")
 GOOD = "<think>4 * 9 = 36</think>\n<answer>4 * 9 * 1 = 36</answer>"

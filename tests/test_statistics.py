@@ -11,18 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers import attempts, intervals, profiles, runs
+from helpers import intervals, profiles, runs
 from helpers.dataset import load_split
-from helpers.habits import HABITS, count_habits, habits, search_quality, tries
 from helpers.mistakes import KINDS, kind, kinds
 from helpers.models import load_model
 from helpers.paths import DATA
 from helpers.prompts import EXAMPLE, build_messages
 from helpers.puzzles import canonical
-from helpers.report import comparable
 from helpers.rewards import is_correct
 from helpers.solver import solve
-from helpers.transfer import RANGES, puzzle_sets, wordings
+from lab import attempts
+from lab.habits import HABITS, count_habits, habits, search_quality, tries
+from lab.report import comparable
+from lab.transfer import RANGES, puzzle_sets, wordings
 
 # ---- intervals
 
@@ -387,7 +388,7 @@ def test_recorded_attempts_are_what_the_plan_asks(run):
     """Every puzzle, prompt and temperature once a stage, and every completion has one kind."""
     config = json.loads((run / "config.json").read_text())
     words = config["attempts"]["command"].split()
-    assert words[:3] == ["python", "-m", "helpers.attempts"]
+    assert words[:3] == ["python", "-m", "lab.attempts"]
     assert not {"--puzzles", "--samples", "--transfer-samples"} & set(words)
     table = pd.read_parquet(run / "attempts.parquet")
     planned = [(name, wording, t, samples, *canonical(*row))

@@ -5,9 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from helpers import prompt_designs as designs
 from helpers.dataset import load_split
-from helpers.prompt_check import (
+from helpers.prompts import EXAMPLE, build_messages
+from lab import prompt_designs as designs
+from lab.prompt_check import (
     GOOD,
     IGNORED,
     NUMS,
@@ -20,8 +21,7 @@ from helpers.prompt_check import (
     examples,
     prompt_text,
 )
-from helpers.prompts import EXAMPLE, build_messages
-from helpers.tiny import build_model, build_tokenizer
+from lab.tiny import build_model, build_tokenizer
 
 ASKED = prompt_text(build_messages(NUMS, TARGET))
 each = pytest.mark.parametrize("design", designs.DESIGNS.values(), ids=designs.DESIGNS)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers import profiles, saved
+from helpers import profiles
+from lab import saved
 
 ANSWERS = {"unsloth": ["<think>a long thought</think>"] * saved.PUZZLES}
 ANSWERS["adapter"] = ["<think>a long thought and a late change</think>"] + ANSWERS["unsloth"][1:]

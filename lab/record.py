@@ -1,4 +1,4 @@
-"""Make a run without a notebook: ``python -m helpers.record --profile cpu --seed 0``.
+"""Make a run without a notebook: ``python -m lab.record --profile cpu --seed 0``.
 
 With ``--reference`` its three small files are copied to data/reference_runs/<profile>-seed<k>/.
 """
@@ -111,7 +111,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     begin = starting_point(profile)
     if begin and (begin / "cold_start.json").exists():
         config["cold_start"] = json.loads((begin / "cold_start.json").read_text())
-    config["command"] = "python -m helpers.record " + " ".join(sys.argv[1:])
+    config["command"] = "python -m lab.record " + " ".join(sys.argv[1:])
     write_json(run / "config.json", config)
     if watch:
         replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
@@ -140,7 +140,7 @@ def curve(run):
 
 def main():
     """Read the command line and record one run."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.record", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.record", description=__doc__)
     parser.add_argument("--profile", default="cpu", choices=profiles.PROFILES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="test", choices=["validation", "test"])

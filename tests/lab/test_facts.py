@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from helpers import dataset
-from helpers.facts import describe, usual_splits
 from helpers.paths import DATA, ROOT
+from lab.facts import describe, usual_splits
 
 PUBLIC = ROOT.parent / "shared" / "data" / "Countdown-Tasks-3to4.parquet"
 RECORDED = json.loads((DATA / "public_set_facts.json").read_text(encoding="utf-8"))

@@ -10,13 +10,14 @@ import torch
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from helpers import beside_trl, profiles, scratch
-from helpers.beside_trl import Lockstep, Witness, witness
+from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import regrade
 from helpers.models import load_model
 from helpers.runs import read_rows
 from helpers.training import METRICS, prompt_dataset
+from lab import beside_trl, scratch
+from lab.beside_trl import Lockstep, Witness, witness
 
 SMALL = replace(profiles.CPU, group_size=4, prompts_per_step=4, micro_batch=16, steps=2,
                 max_completion_length=50, mask_truncated=True, learning_rate=2e-3)

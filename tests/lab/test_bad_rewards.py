@@ -1,21 +1,23 @@
 """The bad rewards pay what they say, and their recorded runs show what the notebook says."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
 
-from helpers import bad_rewards, profiles
-from helpers.bad_rewards import (
+from helpers import profiles
+from helpers.intervals import paired_gain
+from helpers.rewards import is_correct
+from helpers.runs import read_rows
+from lab import bad_rewards
+from lab.bad_rewards import (
     BAD_REWARDS,
     DESIGNS,
     any_equation_credit,
     length_bonus,
     nearness_credit,
 )
-from helpers.intervals import paired_gain
-from helpers.rewards import is_correct
-from helpers.runs import read_rows
 
 
 def complete(answer):
@@ -70,7 +72,8 @@ def recorded(name, seed=0):
 def test_recorded_runs_are_of_these_designs_and_whole(name, seed):
     config, rows, frame = recorded(name, seed)
     design = DESIGNS[name]
-    assert config["command"] == f"python -m helpers.bad_rewards --reward {name} --seed {seed}"
+    assert re.fullmatch(rf"python -m (helpers|lab)\.bad_rewards --reward {name} --seed {seed}",
+                        config["command"])
     weights = {f.__name__: 1.0 for f in design.functions}
     assert config["rewards"] == {"equation_reward_func": 0.0} | weights
     assert config["seed"] == seed and config["evaluated_on"] == "data/puzzles/cpu-test.parquet"
@@ -128,9 +131,9 @@ def test_a_reward_that_goes_with_success_teaches(name, seed):
 def test_a_run_leaves_the_files_of_any_recorded_run(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COUNTDOWN_DATA", "shipped")
     monkeypatch.setattr("helpers.runs.RUNS", tmp_path / "runs")
-    monkeypatch.setattr("helpers.record.TEMPERATURES", (0.0,))
+    monkeypatch.setattr("lab.record.TEMPERATURES", (0.0,))
     monkeypatch.setattr(bad_rewards, "BAD_REWARDS", tmp_path / "data")
-    monkeypatch.setattr("helpers.record.load_split", lambda name, part: _few(name, part))
+    monkeypatch.setattr("lab.record.load_split", lambda name, part: _few(name, part))
     bad_rewards.main(["--reward", "length-bonus", "--seed", "7", "--steps", "2",
                       "--limit", "24", "--part", "validation"])
     folder = tmp_path / "data" / "length-bonus-limit24-2steps-validation-seed7"

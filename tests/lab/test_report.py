@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from helpers import plots, report
+from helpers import plots
 from helpers.evaluation import success
 from helpers.intervals import pass_curve
 from helpers.paths import DATA
 from helpers.runs import find_runs
+from lab import report
 
 BROWSER = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)

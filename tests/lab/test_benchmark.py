@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 
-from helpers.benchmark import random_weights, shares, split_changes, summary
 from helpers.paths import DATA
 from helpers.profiles import A100, SMOLLM2, differences
+from lab.benchmark import random_weights, shares, split_changes, summary
 
 RECORDED = sorted((DATA / "benchmarks").glob("*-*.json"))
 

@@ -1,4 +1,4 @@
-"""Run the notebooks from the first to the last: ``python -m helpers.tutorial [NOTEBOOK...]``."""
+"""Run the notebooks from the first to the last: ``python -m lab.tutorial [NOTEBOOK...]``."""
 
 import argparse
 import base64
@@ -89,7 +89,7 @@ def main(argv=None):
     int
         The exit status, 0 if every cell ran.
     """
-    parser = argparse.ArgumentParser(prog="python -m helpers.tutorial", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.tutorial", description=__doc__)
     parser.add_argument("notebook", nargs="*", type=Path, help="default: notebooks/01 to 06")
     names = parser.parse_args(argv).notebook
     paths = [p.resolve() for p in names] or sorted((ROOT / "notebooks").glob("0[1-6]*.ipynb"))

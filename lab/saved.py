@@ -1,6 +1,6 @@
 """Save a trained adapter, load it back in other ways, and count the answers that differ.
 
-``python -m helpers.saved runs/smollm2/final`` reads the adapter that notebook 04 saved, writes the
+``python -m lab.saved runs/smollm2/final`` reads the adapter that notebook 04 saved, writes the
 merged 16-bit model beside it, and answers the same puzzles greedily five times, each way of loading
 in a process of its own.
 """
@@ -122,7 +122,7 @@ def compare(profile, folder, changes=()):
                                 "name the folder of another")
     answers = {}
     for way in WAYS:  # the first one writes the merged model
-        subprocess.run([sys.executable, "-m", "helpers.saved", str(folder), "--profile",
+        subprocess.run([sys.executable, "-m", "lab.saved", str(folder), "--profile",
                         profile.name, "--way", way, "--set", *changes], check=True)
         answers[way] = json.loads((folder.parent / f"answers-{way}.json").read_text())
     puzzles = _as_shown(load_split(profile.puzzles, "validation").head(PUZZLES))
@@ -158,7 +158,7 @@ def summary(answers, puzzles):
 
 def main():
     """Read the command line; answer in one way, or compare all."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.saved", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.saved", description=__doc__)
     parser.add_argument("folder", type=Path, help="a saved adapter")
     parser.add_argument("--profile", default="smollm2", choices=["smollm2", "a100"])
     parser.add_argument("--way", choices=WAYS, help="only this one")

@@ -1,4 +1,4 @@
-"""Time GRPO steps on a GPU: ``python -m helpers.benchmark --profile smollm2 --stack unsloth``.
+"""Time GRPO steps on a GPU: ``python -m lab.benchmark --profile smollm2 --stack unsloth``.
 
 Stack ``unsloth`` is what the notebooks use; ``trl`` is the same training with nothing but trl, vLLM
 (colocated, with its own defaults), peft and bitsandbytes. One JSON file a measurement, under
@@ -419,7 +419,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
             found = summary(clock.steps, warm_up)
             results.append({
                 "name": run.name, "stack": stack, "seed": seed, "change": list(change),
-                "command": "python -m helpers.benchmark " + " ".join(sys.argv[1:]),
+                "command": "python -m lab.benchmark " + " ".join(sys.argv[1:]),
                 "profile": profiles.settings(changed) | {"model": show(changed.model)},
                 "loaded_with": load or {}, "card_gib": card_gib,
                 "environment_variables": {k: v for k, v in sorted(os.environ.items())
@@ -441,7 +441,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
 
 def main():
     """Read the command line, measure, print the results."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.benchmark", description=__doc__)
     parser.add_argument("--profile", default="smollm2", choices=["smollm2", "a100"])
     parser.add_argument("--stack", default="unsloth", choices=["unsloth", "trl"])
     parser.add_argument("--steps", type=int, default=23)

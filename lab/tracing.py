@@ -1,4 +1,4 @@
-"""How long torch.compile needs for a loop of n chunks: ``python -m helpers.tracing``.
+"""How long torch.compile needs for a loop of n chunks: ``python -m lab.tracing``.
 
 A reduced copy of the loop in which Unsloth scores log-probabilities: each chunk of rows is a slice
 with symbolic bounds, and tracing unrolls the loop. Needs no GPU and no Unsloth. Unsloth 2026.10.7
@@ -52,7 +52,7 @@ def main():
     for chunks in CHUNKS:
         table.append({"chunks": chunks, "cpu_seconds": round(first_call_seconds(chunks), 1)})
         print(table[-1], flush=True)
-    write_json(TARGET, {"command": "python -m helpers.tracing", "table": table,
+    write_json(TARGET, {"command": "python -m lab.tracing", "table": table,
                         **environment(on_gpu=False)})
     print("written to", show(TARGET))
 

@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from helpers import traces
 from helpers.arithmetic import evaluate
 from helpers.dataset import load_split
 from helpers.profiles import CPU
 from helpers.prompts import parse_completion
 from helpers.rewards import is_correct, strict_format_reward_func
+from lab import traces
 
 STEP = re.compile(r"([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)")
 

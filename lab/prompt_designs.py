@@ -1,6 +1,6 @@
 """Prompts of several designs for the same puzzles, and what a pretrained model makes of them.
 
-``python -m helpers.prompt_designs --record`` samples one completion for every design and puzzle
+``python -m lab.prompt_designs --record`` samples one completion for every design and puzzle
 with plain transformers, on a GPU if there is one, and writes three files to
 data/prompt_designs/<model>/: the completions, how the model's tokenizer reads the prompts, and
 how both were made. Any chat model will do: ``--model NAME_OR_FOLDER``.
@@ -306,13 +306,13 @@ def load_recorded(folder=RECORDED / "SmolLM2-135M-Instruct"):
     """
     names = ("completions.parquet", "tokens.json", "config.json")
     missing = [name for name in names if not (folder / name).exists()]
-    again = "record it with `python -m helpers.prompt_designs --record`"
+    again = "record it with `python -m lab.prompt_designs --record`"
     if missing:
         raise ValueError(f"{show(folder)} has no {', '.join(missing)}: {again}")
     frame = pd.read_parquet(folder / names[0])
     table, config = (json.loads((folder / name).read_text()) for name in names[1:])
     if list(frame["design"].unique()) != list(DESIGNS):
-        raise ValueError(f"{show(folder)} holds other designs than helpers.prompt_designs: {again}")
+        raise ValueError(f"{show(folder)} holds other designs than lab.prompt_designs: {again}")
     frame["nums"] = [tuple(int(n) for n in nums) for nums in frame["nums"]]
     return frame, table, config
 
@@ -408,7 +408,7 @@ def record(name, puzzles, max_tokens, seed=0, batch=64, folder=None):
         "puzzles_from": "data/puzzles/3to4-test.parquet", "seed": seed, "temperature": 1.0,
         "max_tokens": max_tokens, "batch": batch, "seconds": seconds,
         "designs": {d.name: {"source": d.source, "prefix": d.prefix} for d in DESIGNS.values()},
-        "command": "python -m helpers.prompt_designs --record"
+        "command": "python -m lab.prompt_designs --record"
                    + (f" --model {Path(name).name if local else name}"
                       if name != profiles.SMOLLM2.model else "")
                    + f" --puzzles {puzzles} --max-tokens {max_tokens} --seed {seed} "
@@ -431,7 +431,7 @@ def main(argv=None):
     int
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m helpers.prompt_designs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.prompt_designs", description=__doc__)
     parser.add_argument("--record", action="store_true", help="sample; else the designs are listed")
     parser.add_argument("--model", default=profiles.SMOLLM2.model, help="a Hub name or a folder")
     parser.add_argument("--puzzles", type=int, default=200)

@@ -1,4 +1,4 @@
-"""One run of trl and one from scratch in lockstep: ``python -m helpers.beside_trl --seed 0``.
+"""One run of trl and one from scratch in lockstep: ``python -m lab.beside_trl --seed 0``.
 
 Both start from the same weights, ask the same puzzles in the same order and draw from the same
 random numbers at each step, so that they differ by their code alone. With ``--reference`` the
@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from helpers import profiles, scratch
+from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import evaluate, success
 from helpers.models import load_model
@@ -24,6 +24,7 @@ from helpers.paths import DATA, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import append_row, keep, open_run, write_json
 from helpers.training import METRICS, grpo_config, prompt_dataset
+from lab import scratch
 
 RECORDED = DATA / "scratch"
 
@@ -32,7 +33,7 @@ class Witness(GRPOTrainer):
     """trl's trainer, which also keeps what it sampled and says when it began to update.
 
     With a ``sampling_seed`` it samples each step's completions from the random numbers that
-    `helpers.scratch.training_steps` takes for that step; nothing else is changed.
+    `lab.scratch.training_steps` takes for that step; nothing else is changed.
     """
 
     sampling_seed = None
@@ -146,7 +147,7 @@ def record(profile, seed):
             "training_seconds": round(trained[name], 2),
             "evaluation_seconds": round(evaluating, 1),
             "wall_seconds": round(trained[name] + evaluating, 1),
-            "command": "python -m helpers.beside_trl " + " ".join(sys.argv[1:]),
+            "command": "python -m lab.beside_trl " + " ".join(sys.argv[1:]),
         }
         write_json(run / "config.json", config)
         print(f"{show(run)}\n{success(frame).round(3).to_string()}")
@@ -155,7 +156,7 @@ def record(profile, seed):
 
 def main():
     """Read the command line and record one pair of runs."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.beside_trl", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.beside_trl", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads on the CPU")

@@ -1,7 +1,7 @@
 """Supervised training on solver traces: the form and the check, before reinforcement learning.
 
-``python -m helpers.coldstart`` makes the CPU profile's checkpoint, data/cold_start/cpu;
-``python -m helpers.coldstart smollm2`` makes the GPU profile's, under runs/cold_start/.
+``python -m lab.coldstart`` makes the CPU profile's checkpoint, data/cold_start/cpu;
+``python -m lab.coldstart smollm2`` makes the GPU profile's, under runs/cold_start/.
 """
 
 import sys
@@ -13,8 +13,8 @@ from helpers.models import load_pretrained, lora_settings, starting_point, weigh
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.runs import environment, write_json
-from helpers.tiny import build_model, build_tokenizer
-from helpers.traces import examples
+from lab.tiny import build_model, build_tokenizer
+from lab.traces import examples
 
 
 def training_rows(tokenizer, puzzles, settings, seed=0):
@@ -149,7 +149,7 @@ def make(profile, folder):
     model.to("cpu", torch.bfloat16 if profile.needs_gpu else torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record = {
-        "command": f"python -m helpers.coldstart {profile.name}",
+        "command": f"python -m lab.coldstart {profile.name}",
         "settings": profiles.settings(profile)["cold_start"],
         **({"weights": weights_name(profile)} if profile.needs_gpu else {}),
         "seconds": round(time.monotonic() - start, 1),

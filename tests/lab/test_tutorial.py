@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import preflight, tutorial
+from helpers import preflight
+from lab import tutorial
 
 PLOT = """import matplotlib.pyplot as plt
 fig, ax = plt.subplots(figsize=(2, 1))

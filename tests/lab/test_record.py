@@ -1,6 +1,7 @@
 """What a recorded run leaves besides its evaluation."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -9,9 +10,9 @@ from helpers import profiles
 from helpers.evaluation import regrade
 from helpers.intervals import paired_gain
 from helpers.paths import DATA
-from helpers.record import curve
 from helpers.runs import append_row, find_runs, read_rows
-from helpers.saved import PUZZLES, WAYS
+from lab.record import curve
+from lab.saved import PUZZLES, WAYS
 
 ARRANGED = sorted((DATA / "sweeps").glob("cpu-*x*-seed*"))
 
@@ -42,7 +43,7 @@ def test_they_differ_in_nothing_but_that(run):
     prompts, group = run.name.split("-")[1].split("x")
     assert config["profile"]["prompts_per_step"] == int(prompts)
     assert config["profile"]["group_size"] == int(group)
-    assert config["command"].startswith("python -m helpers.record --profile cpu")
+    assert re.match(r"python -m (helpers|lab)\.record --profile cpu", config["command"])
     frame = pd.read_parquet(run / "evaluation.parquet")
     assert config["evaluated_on"] == "data/puzzles/cpu-validation.parquet"
     assert (regrade(frame) == frame["correct"]).all()

@@ -1,6 +1,6 @@
 """Many attempts at every puzzle before and after training, counted by what came of them.
 
-``python -m helpers.attempts --profile cpu --seed 3`` records the run of that seed, unless it is
+``python -m lab.attempts --profile cpu --seed 3`` records the run of that seed, unless it is
 complete, and samples 64 completions for each held-out puzzle, then some for puzzles and prompts
 that were never trained on. The counts are written to the run's attempts.parquet, how they were made
 to its config.json; ``--reference`` copies the run's four files to data/attempts/.
@@ -21,7 +21,7 @@ from helpers.mistakes import KINDS, kinds
 from helpers.models import load_model, trained_model
 from helpers.paths import DATA, ROOT, RUNS, show
 from helpers.runs import FILES, environment, keep, last_checkpoint, write_json
-from helpers.transfer import puzzle_sets, wordings
+from lab.transfer import puzzle_sets, wordings
 
 ATTEMPTS = DATA / "attempts"
 KEY = ["stage", "set", "wording", "temperature", "nums", "target"]
@@ -127,7 +127,7 @@ def load_attempts(folders):
     Parameters
     ----------
     folders : list of pathlib.Path
-        Runs that `python -m helpers.attempts` has sampled.
+        Runs that `python -m lab.attempts` has sampled.
 
     Raises
     ------
@@ -135,13 +135,13 @@ def load_attempts(folders):
         Where no run is given, or a run has no attempts, or not of the puzzles of the others.
     """
     if not folders:
-        raise ValueError("no run was given: record one with `python -m helpers.attempts`")
+        raise ValueError("no run was given: record one with `python -m lab.attempts`")
     tables, asked = [], None
     for folder in folders:
         path = folder / "attempts.parquet"
         if not path.exists():
             raise ValueError(f"{show(folder)} has no attempts.parquet: make it with "
-                             "`python -m helpers.attempts`, or leave the run out")
+                             "`python -m lab.attempts`, or leave the run out")
         table = pd.read_parquet(path)
         missing = {*KEY, *KINDS, "n", "tokens"}.difference(table.columns)
         if missing:
@@ -175,7 +175,7 @@ def main(argv=None):
     argv : list of str, optional
         The command line's arguments; those of the process where left out.
     """
-    parser = argparse.ArgumentParser(prog="python -m helpers.attempts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.attempts", description=__doc__)
     parser.add_argument("--profile", default="cpu", choices=profiles.PROFILES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="the folder under runs/; <profile>-seed<k> if not given")
@@ -190,7 +190,7 @@ def main(argv=None):
     profile = profiles.choose(options.profile)
     run = RUNS / (options.name or f"{profile.name}-seed{options.seed}")
     if not (run / "evaluation.parquet").exists():
-        command = ["helpers.record", "--profile", profile.name, "--seed", str(options.seed),
+        command = ["lab.record", "--profile", profile.name, "--seed", str(options.seed),
                    "--name", run.name]
         command += ["--steps", str(options.steps)] if options.steps else []
         # in a process of its own: one GPU does not hold two copies of vLLM
@@ -218,7 +218,7 @@ def main(argv=None):
     partial.replace(run / "attempts.parquet")
     words = sys.argv[1:] if argv is None else argv
     config["attempts"] = {
-        "command": " ".join(["python -m helpers.attempts", *words]),
+        "command": " ".join(["python -m lab.attempts", *words]),
         "completions": int(frame["n"].sum()),
         "seconds": round(time.monotonic() - start, 1),
         **environment(device == "cuda"),

@@ -1,6 +1,6 @@
 """Train under a reward that does not mean what we want, and measure what we want beside it.
 
-``python -m helpers.bad_rewards --reward length-bonus --seed 0`` makes one run in
+``python -m lab.bad_rewards --reward length-bonus --seed 0`` makes one run in
 data/bad_rewards/length-bonus-seed0/. The equation reward is computed at every step with weight 0:
 it is logged and teaches nothing. (In equation-64, the control, and in both-64 it has weight 1.)
 """
@@ -125,7 +125,7 @@ def run_bad_reward(name, seed=0, steps=None, limit=None, part="test"):
         and ``equation_reward`` the true success, with weight 0 where the design has none for it.
         config.json says ``training_limit`` where training had another limit than the profile's.
     """
-    from helpers.record import record
+    from lab.record import record
 
     design = DESIGNS[name]
     profile = replace(profiles.CPU_SHORT, steps=steps or profiles.CPU_SHORT.steps)
@@ -140,7 +140,7 @@ def run_bad_reward(name, seed=0, steps=None, limit=None, part="test"):
     if cut:
         config["training_limit"] = cut
     config["rewards"] = {f.__name__: w for f, w in zip(functions, weights, strict=True)}
-    command = f"python -m helpers.bad_rewards --reward {name} --seed {seed}"
+    command = f"python -m lab.bad_rewards --reward {name} --seed {seed}"
     given = {"steps": steps, "limit": limit, "part": part if part != "test" else None}
     config["command"] = command + "".join(f" --{k} {v}" for k, v in given.items() if v is not None)
     write_json(run / "config.json", config)
@@ -149,7 +149,7 @@ def run_bad_reward(name, seed=0, steps=None, limit=None, part="test"):
 
 def main(argv=None):
     """Read the command line, make one run and copy its small files to data/bad_rewards/."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.bad_rewards", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.bad_rewards", description=__doc__)
     parser.add_argument("--reward", required=True, choices=DESIGNS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the profile's")

@@ -1,4 +1,4 @@
-"""Fuzz both rewards: ``python -m helpers.fuzz --completions 1000000`` writes data/fuzz.json.
+"""Fuzz both rewards: ``python -m lab.fuzz --completions 1000000`` writes data/fuzz.json.
 
 Four sources: recorded completions mutated, recorded completions whose answer alone is mutated,
 equations made by a grammar (a part of them solutions), and text without any plan. Each completion
@@ -102,7 +102,7 @@ def recorded():
               for run in find_runs("cpu", REFERENCE_RUNS)]
     if not frames:
         raise FileNotFoundError(f"no recorded completions in {show(REFERENCE_RUNS)}: check out "
-                                "the repository's data, or record a run with helpers.record")
+                                "the repository's data, or record a run with lab.record")
     rows = pd.concat(frames).drop_duplicates("completion")
     return [[text, [int(n) for n in nums], int(target)]
             for text, nums, target in rows.itertuples(index=False)]
@@ -295,7 +295,7 @@ def fuzz(n, seed=0, form=strict_format_reward_func, equation=equation_reward_fun
 
 def main(argv=None):
     """Read the command line, fuzz, write the figures; exit with 1 if anything was found."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.fuzz", description=__doc__)
     parser.add_argument("--completions", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
@@ -306,7 +306,7 @@ def main(argv=None):
     result["seconds"] = round(time.monotonic() - start, 1)
     about = environment(on_gpu=False)
     result |= {"python": about["versions"]["python"], "hardware": about["hardware"],
-               "date": about["date"], "command": "python -m helpers.fuzz "
+               "date": about["date"], "command": "python -m lab.fuzz "
                f"--completions {options.completions} --seed {options.seed}"}
     write_json(RESULT, result)
     print(json.dumps(result, indent=2))

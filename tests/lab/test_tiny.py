@@ -6,8 +6,8 @@ from helpers.dataset import PARTS, load_split
 from helpers.paths import DATA
 from helpers.profiles import CPU
 from helpers.prompts import EXAMPLE, build_messages
-from helpers.tiny import MAX_NUMBER, build_model, build_tokenizer
-from helpers.traces import examples
+from lab.tiny import MAX_NUMBER, build_model, build_tokenizer
+from lab.traces import examples
 
 CHECKPOINT = DATA / "cold_start" / "cpu"
 
@@ -91,7 +91,7 @@ def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 
 
 @pytest.mark.skipif(not (CHECKPOINT / "tokenizer.json").exists(),
-                    reason="data/cold_start/cpu is not there: python -m helpers.coldstart makes it")
+                    reason="data/cold_start/cpu is not there: python -m lab.coldstart makes it")
 def test_the_shipped_checkpoint_has_this_tokenizer(tokenizer):
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Compare recorded runs on one page: ``python -m helpers.report RUN RUN ... [--to PAGE.html]``.
+"""Compare recorded runs on one page: ``python -m lab.report RUN RUN ... [--to PAGE.html]``.
 
 A RUN is a folder, or the name of one under runs/ or data/. The page holds its figures itself and
 loads nothing. A run that cannot be compared is named with the reason and is not plotted.
@@ -63,7 +63,7 @@ def find_run(name):
 def read_run(folder):
     """Read a recorded run and check that it is whole.
 
-    A run that `helpers.record` stopped at its limit of time has fewer steps than its profile.
+    A run that `lab.record` stopped at its limit of time has fewer steps than its profile.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def read_run(folder):
     for name in ("config.json", "metrics.jsonl", "evaluation.parquet"):
         if not (folder / name).is_file():
             raise ValueError(f"it is incomplete: no {name}. Train and evaluate it to the end with "
-                             "`python -m helpers.record` or notebooks 04 and 05")
+                             "`python -m lab.record` or notebooks 04 and 05")
     try:
         config = json.loads((folder / "config.json").read_text())
         rows, frame = read_rows(folder / "metrics.jsonl"), pd.read_parquet(
@@ -341,7 +341,7 @@ def main(argv=None):
     int
         The exit status, 1 if there is nothing to plot.
     """
-    parser = argparse.ArgumentParser(prog="python -m helpers.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lab.report", description=__doc__)
     parser.add_argument("run", nargs="+", help="a folder, or a name under runs/ or data/")
     parser.add_argument("--to", type=Path, default=RUNS / "report.html", metavar="PAGE")
     options = parser.parse_args(argv)

@@ -328,7 +328,7 @@ def check_design(design, prefix_graded=True, rewards=both_rewards):
 
     Parameters
     ----------
-    design : helpers.prompt_designs.Design
+    design : lab.prompt_designs.Design
         Anything with ``build`` and ``prefix``.
     prefix_graded, rewards
         As in `check`.
