@@ -7,10 +7,10 @@ MAX_LENGTH = 256  # characters; six numbers with every parenthesis and space nee
 MAX_DEPTH = 40  # nested operations, signs included
 MAX_DIGITS = 12  # of one number: keeps every product small
 
-_TOO_LARGE = 10**MAX_DIGITS
 _SPACE = " \t\n\r\f\v"  # not str.strip's default, which takes other scripts' spaces, too
 _ALLOWED = frozenset("0123456789+-*/()" + _SPACE)
 _NO_OPERATORS = str.maketrans("+-*/()", " " * 6)
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.UAdd: "+", ast.USub: "-"}
 
 
 def evaluate(text):
@@ -19,22 +19,17 @@ def evaluate(text):
     Parameters
     ----------
     text : str
-        The expression, for example ``"(8 - 6) * 7"``.
+        The expression, for example ``"1 / (2 - 5 / 3)"``.
 
     Returns
     -------
     fractions.Fraction
-        The exact value.
+        The exact value, for this example ``Fraction(3, 1)``.
 
     Raises
     ------
     ValueError
         If the text is no such expression, divides by zero, or is longer or deeper than the caps.
-
-    Examples
-    --------
-    >>> evaluate("1 / (2 - 5 / 3)")
-    Fraction(3, 1)
     """
     return Fraction(*ratio(text))
 
@@ -45,18 +40,12 @@ def ratio(text):
     Parameters
     ----------
     text : str
-        The expression.
+        As for `evaluate`, with the same errors.
 
     Returns
     -------
     tuple of int
-        Numerator and denominator of the exact value, not reduced; the denominator is never 0 but
-        may be negative.
-
-    Raises
-    ------
-    ValueError
-        As `evaluate`.
+        Numerator and denominator, not reduced; the denominator is never 0 but may be negative.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"the expression is longer than {MAX_LENGTH} characters")
@@ -69,40 +58,38 @@ def ratio(text):
     return _ratio(tree.body, MAX_DEPTH)
 
 
-def written_numbers(text):
-    """Return what stands between an expression's operators, as text and with repeats.
-
-    >>> written_numbers("(8 - 6) * 07")
-    ['8', '6', '07']
-    """
-    return text.translate(_NO_OPERATORS).split()
-
-
 def _ratio(node, depth):
     """Value of a syntax node as an unreduced (numerator, denominator)."""
     if depth == 0:
         raise ValueError(f"the expression is nested more than {MAX_DEPTH} deep")
-    kind = type(node)
-    if kind is ast.Constant:
-        if type(node.value) is not int or node.value >= _TOO_LARGE:
+    if isinstance(node, ast.Constant):
+        if type(node.value) is not int or node.value >= 10**MAX_DIGITS:
             raise ValueError(f"only integers of at most {MAX_DIGITS} digits are allowed")
         return node.value, 1
-    if kind is ast.UnaryOp and type(node.op) in (ast.UAdd, ast.USub):
-        numerator, denominator = _ratio(node.operand, depth - 1)
-        return (-numerator if type(node.op) is ast.USub else numerator), denominator
-    if kind is not ast.BinOp:
+    if isinstance(node, ast.UnaryOp):  # -x is 0 - x
+        left, right = (0, 1), _ratio(node.operand, depth - 1)
+    elif isinstance(node, ast.BinOp):
+        left, right = _ratio(node.left, depth - 1), _ratio(node.right, depth - 1)
+    else:
         raise ValueError("only + - * / on integers are allowed")
-    a, b = _ratio(node.left, depth - 1)
-    c, d = _ratio(node.right, depth - 1)
-    operator = type(node.op)
-    if operator is ast.Add:
-        return a * d + c * b, b * d
-    if operator is ast.Sub:
-        return a * d - c * b, b * d
-    if operator is ast.Mult:
-        return a * c, b * d
-    if operator is not ast.Div:  # ** and // are made of allowed characters
+    op = _OPERATORS.get(type(node.op))
+    if op is None:  # ** and // are made of allowed characters
         raise ValueError("only the operators + - * / are allowed")
-    if c == 0:
+    if op == "/" and right[0] == 0:
         raise ValueError("the expression divides by zero")
-    return a * d, b * c
+    return combine(op, left, right)
+
+
+def combine(op, left, right):
+    """Apply `op` to two fractions: pairs (numerator, denominator) of integers or arrays."""
+    (a, b), (c, d) = left, right
+    if op == "+":
+        return a * d + c * b, b * d
+    if op == "-":
+        return a * d - c * b, b * d
+    return (a * c, b * d) if op == "*" else (a * d, b * c)
+
+
+def written_numbers(text):
+    """What stands between an expression's operators, in order: "(8 - 6) * 07" is 8, 6 and 07."""
+    return text.translate(_NO_OPERATORS).split()

@@ -8,45 +8,38 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
-from helpers.arithmetic import MAX_LENGTH, evaluate
+from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
 from helpers.paths import DATA
 from helpers.prompts import parse_completion
-from helpers.rewards import PRECISION, equation_reward_func, strict_format_reward_func
+from helpers.rewards import ANSWER, PRECISION, RIGHT_SIDE
+from helpers.rewards import equation_reward_func as equation_rewards
+from helpers.rewards import strict_format_reward_func as format_rewards
 
 LONGEST_SHOWN = 20_000  # characters; the scores are of the whole text
+EXAMPLE_FORM = "<think>...</think>\n<answer>... = ...</answer>"
 PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 -> 12"
 
 _TAG = re.compile(r"</?(?:think|answer)>")
 _TOKEN = re.compile(r"[^\s+\-*/()]+|[\s+\-*/()]+")
-_PLAIN = re.compile(r"\s*(-?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*", re.ASCII)
 _PUZZLE = re.compile(r"\s*([0-9]{1,6}(?:[\s,]+[0-9]{1,6}){1,5})\s*(?:->|=|→)\s*([0-9]{1,6})\s*",
                      re.ASCII)
-_ALLOWED = frozenset("0123456789+-*/().= \t\n\r\f\v")
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))  # control, surrogate, unassigned...
 _TOLERANCE = Fraction(1, PRECISION)
-_AFTER = {"<think>": "thought", "</think>": "outside", "<answer>": "unread",
-          "</answer>": "outside"}
+_AFTER = {"<think>": "thought", "<answer>": "unread"}  # what follows a tag, else "outside"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A stretch of a completion.
+class Part(NamedTuple):
+    """A stretch of a completion; the parts of a completion join to the whole of it.
 
-    Attributes
-    ----------
-    kind : str
-        One of the keys of `KINDS`.
-    text : str
-        The stretch itself; the parts of a completion join to the whole of it.
-    given : int or None
-        Of a ``number``: which of the given numbers it uses, counted from 0.
+    ``kind`` is a key of `KINDS`; ``given`` says which of the given numbers a ``number`` uses,
+    counted from 0.
     """
 
     kind: str
@@ -54,8 +47,7 @@ class Part:
     given: int | None = None
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """What `explain` finds; a reward that is full has no reasons, any other at least one."""
 
     parts: tuple[Part, ...]
@@ -64,6 +56,12 @@ class Explanation:
     equation_score: float
     format_reasons: tuple[str, ...]
     equation_reasons: tuple[str, ...]
+
+
+def _scores(texts, nums, target):
+    """Both rewards of completions of one puzzle."""
+    n = len(texts)
+    return format_rewards(texts), equation_rewards([""] * n, texts, [target] * n, [list(nums)] * n)
 
 
 def explain(text, nums, target):
@@ -84,25 +82,24 @@ def explain(text, nums, target):
         The scores are those of `helpers.rewards`; the reasons are plain text, to be escaped.
     """
     nums, target, parsed = [int(n) for n in nums], int(target), parse_completion(text)
-    parts = _parts(text, nums, parsed.equation)
+    parts = tuple(_parts(text, nums, parsed.equation))
     used = {part.given for part in parts}
     return Explanation(
-        parts=parts,
-        unused=tuple(i for i in range(len(nums)) if i not in used),
-        format_score=strict_format_reward_func([text])[0],
-        equation_score=equation_reward_func([""], [text], [target], [nums])[0],
-        format_reasons=tuple(_format_reasons(text, parsed.answer)),
-        equation_reasons=tuple(_equation_reasons(text, parsed.equation, nums, target)),
-    )
+        parts, tuple(i for i in range(len(nums)) if i not in used),
+        *(scores[0] for scores in _scores([text], nums, target)),
+        tuple(_format_reasons(text, parsed.answer)),
+        tuple(_equation_reasons(text, parsed.equation, nums, target)))
 
 
 def _parts(text, nums, equation):
     if equation is None:
-        return tuple(_walk(text, "outside"))
+        yield from _walk(text, "outside")
+        return
     start = text.index("<answer>") + len("<answer>")
     end = start + len(equation)
-    return (*_walk(text[:start], "outside"), *_equation_parts(equation, nums),
-            *_walk(text[end:], "unread"))
+    yield from _walk(text[:start], "outside")
+    yield from _equation_parts(equation, nums)
+    yield from _walk(text[end:], "unread")
 
 
 def _walk(text, where):
@@ -116,7 +113,7 @@ def _walk(text, where):
             yield Part("newline" if chunk == "\n" and demanded else where, chunk)
         if match:
             yield Part("tag", tag)
-            place, before, where = match.end(), tag, _AFTER[tag]
+            place, before, where = match.end(), tag, _AFTER.get(tag, "outside")
 
 
 def _equation_parts(equation, nums):
@@ -124,14 +121,14 @@ def _equation_parts(equation, nums):
         yield Part("unread", equation)
         return
     left, equals, right = equation.partition("=")
-    free = {}  # number as text -> places where it is given and not used yet
-    for i, number in enumerate(nums):
-        free.setdefault(str(number), []).append(i)
+    free = list(enumerate(map(str, nums)))  # the given numbers that are not used yet
     for token in _TOKEN.findall(left):
+        given = next((pair for pair in free if pair[1] == token), None)
         if token[0].isspace() or token[0] in "+-*/()":
             yield Part("operator", token)
-        elif free.get(token):
-            yield Part("number", token, free[token].pop(0))
+        elif given:
+            free.remove(given)
+            yield Part("number", token, given[0])
         else:
             yield Part("wrong number", token)
     if equals:
@@ -147,7 +144,7 @@ def _format_reasons(text, answer):
             yield "the answer is empty" if lines == 0 else f"the answer has {lines} lines, not one"
         if "=" not in answer:
             yield "the answer has no ="
-        others = sorted(set(answer) - _ALLOWED)
+        others = sorted(c for c in set(answer) if not ANSWER.fullmatch(c))
         if others:
             yield f"the answer may not hold {_listed([_named(c) for c in others])}"
         return
@@ -160,14 +157,11 @@ def _format_reasons(text, answer):
         opened = body.find("<answer>")
         closed = body.rfind("</think>", 0, max(opened, 0))
         missing = [f"no {tag}" for tag in ("</think>", "<answer>") if tag not in body]
-        if missing:
-            yield f"there is {' and '.join(missing)}"
-        elif closed < 0:
-            yield "<answer> stands before </think>"
-        else:
-            between = body[closed + len("</think>") : opened]
-            yield (f"between </think> and <answer> stands {_quoted(between)}, not one newline"
-                   if between else "between </think> and <answer> there is no newline")
+        between = body[closed + len("</think>") : opened]
+        yield (f"there is {' and '.join(missing)}" if missing else
+               "<answer> stands before </think>" if closed < 0 else
+               f"between </think> and <answer> stands {_quoted(between)}, not one newline"
+               if between else "between </think> and <answer> there is no newline")
     if not body.endswith("</answer>"):
         end = body.rfind("</answer>")
         yield ("there is no </answer>" if end < 0 else
@@ -179,37 +173,22 @@ def _equation_reasons(text, equation, nums, target):
         opened, closed = text.count("<answer>"), text.count("</answer>")
         yield ("</answer> stands before <answer>" if opened == closed == 1 else
                f"there has to be one <answer> and one </answer>, not {opened:,} and {closed:,}")
-        return
-    if len(equation) > 2 * MAX_LENGTH:
+    elif len(equation) > 2 * MAX_LENGTH:
         yield f"the answer has {len(equation):,} characters; at most {2 * MAX_LENGTH} are read"
-        return
-    if equation.count("=") != 1:
+    elif equation.count("=") != 1:
         yield f"the answer has {equation.count('=')} equals signs, not one"
-        return
-    left, right = equation.split("=")
-    stated = _PLAIN.fullmatch(right)
-    shown = Fraction(stated.group(1)) if stated else None
-    if stated is None:
+    else:
+        yield from _side_reasons(*equation.split("="), nums, target)
+
+
+def _side_reasons(left, right, nums, target):
+    shown = Fraction(right.strip()) if RIGHT_SIDE.fullmatch(right) else None
+    if shown is None:
         yield ("the right side is empty" if not right.strip() else
                f"the right side, {_quoted(right)}, is not a plain number of at most 12 digits")
     elif abs(shown - target) > 2 * _TOLERANCE:
         yield f"the right side is {_number(shown)}, not the target {target}"
-    yield from _number_reasons(left, nums)
-    try:
-        value = evaluate(left)
-    except ValueError as error:
-        yield f"the left side {_quoted(left)} has no value: {error}"
-        return
-    if abs(value - target) > _TOLERANCE:
-        yield f"the left side is {_number(value)}, not the target {target}"
-    if stated and abs(value - shown) > _TOLERANCE:
-        yield f"the two sides differ: {_number(value)} is not {_number(shown)}"
-
-
-def _number_reasons(left, nums):
-    tokens = (token for token in _TOKEN.findall(left)
-              if not token[0].isspace() and token[0] not in "+-*/()")
-    used, given = Counter(tokens), Counter(map(str, nums))
+    used, given = Counter(written_numbers(left)), Counter(map(str, nums))
     others = sorted(set(used) - set(given))
     if others:
         yield f"not among the given numbers: {_listed([_quoted(token) for token in others])}"
@@ -218,6 +197,15 @@ def _number_reasons(left, nums):
             yield f"{number} is {f'given {_times(times)} and ' if times > 1 else ''}not used"
         elif used[number] != times:
             yield f"{number} is given {_times(times)} and used {_times(used[number])}"
+    try:
+        value = evaluate(left)
+    except ValueError as error:
+        yield f"the left side {_quoted(left)} has no value: {error}"
+        return
+    if abs(value - target) > _TOLERANCE:
+        yield f"the left side is {_number(value)}, not the target {target}"
+    if shown is not None and abs(value - shown) > _TOLERANCE:
+        yield f"the two sides differ: {_number(value)} is not {_number(shown)}"
 
 
 def _times(count):
@@ -260,8 +248,7 @@ KINDS = {
     "newline": ("span", "", ""),
     "operator": ("span", "", ""),
     "number": ("b", "color:#111;background:{}", "given number"),
-    "wrong number": ("mark", "color:#fff;background:#b00020",
-                     "not given, or used too often"),
+    "wrong number": ("mark", "color:#fff;background:#b00020", "not given, or used too often"),
     "equals": ("b", "", ""),
     "right side": ("u", "color:#111;background:#d9d9d9", "right side"),
     "outside": ("mark", "color:#fff;background:#5d4037", "text outside the parts"),
@@ -296,51 +283,52 @@ def render(text, nums, target):
     ----------
     text : str
         Any text. It is escaped; what cannot be shown is written out as ‹U+0000›.
-    nums : sequence of int
-        The puzzle's numbers.
-    target : int
-        The puzzle's target.
+    nums, target : sequence of int, int
+        The puzzle.
 
     Returns
     -------
     str
         HTML without scripts, links or style sheets.
     """
-    found, notes = explain(text, nums, target), []
-    if not text.strip():
-        notes.append("The completion is empty: type or paste one, or step through the recorded.")
-    if len(text) > LONGEST_SHOWN:
-        notes.append(f"{len(text):,} characters: the first {LONGEST_SHOWN:,} are shown, the "
-                     "scores are of the whole text.")
-    if _visible(text) != text:
-        notes.append("Characters that a page cannot show are written out, like ‹U+0000›.")
-    if "\ufffd" in text:
-        notes.append("\ufffd stands for half of a surrogate pair, or another damaged character.")
-    spans, left = [], LONGEST_SHOWN
+    found, left = explain(text, nums, target), LONGEST_SHOWN
+    notes = {
+        "The completion is empty: type or paste one, or step through the recorded.":
+            not text.strip(),
+        f"{len(text):,} characters: the first {LONGEST_SHOWN:,} are shown, the scores are of the "
+        "whole text.": len(text) > LONGEST_SHOWN,
+        "Characters that a page cannot show are written out, like ‹U+0000›.":
+            _visible(text) != text,
+        "\ufffd stands for half of a surrogate pair, or another damaged character.":
+            "\ufffd" in text,
+    }
+    spans = []
     for part in found.parts:
-        if left <= 0:
-            break
-        spans.append(_span(Part(part.kind, part.text[:left], part.given)))
-        left -= len(part.text)
+        if left > 0:
+            spans.append(_span(part._replace(text=part.text[:left])))
+            left -= len(part.text)
     given = [_span(Part("number", str(int(number)), i))
              + (" (not used)" if i in found.unused else "") for i, number in enumerate(nums)]
-    kinds = dict.fromkeys(part.kind for part in found.parts if KINDS[part.kind][2])
-    legend = "; ".join(
-        f'<{KINDS[k][0]} style="{KINDS[k][1].format(_GROUNDS[0])}">{KINDS[k][2]}</{KINDS[k][0]}>'
-        for k in kinds)
+    looks = [KINDS[kind] for kind in dict.fromkeys(part.kind for part in found.parts)]
+    legend = "; ".join(f'<{element} style="{style.format(_GROUNDS[0])}">{words}</{element}>'
+                       for element, style, words in looks if words)
     rows = "".join(
-        f'<tr><td style="{_CELL}">{name} reward</td>'
-        f'<td style="{_CELL}"><b data-score="{name}">{score:.1f}</b> of 1.0</td>'
-        f'<td style="{_CELL}">{_reasons(reasons)}</td></tr>'
+        _row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0',
+              _reasons(reasons)])
         for name, score, reasons in (
             ("format", found.format_score, found.format_reasons),
             ("equation", found.equation_score, found.equation_reasons)))
-    return (f'<div data-part="verdict">{"".join(map(message, notes))}'
+    return (f'<div data-part="verdict">{"".join(message(n) for n, true in notes.items() if true)}'
             f"<p>Given: {', '.join(given)}. Target: <b>{int(target)}</b></p>"
             '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;'
             'overflow:auto;line-height:1.7;border:1px solid #999;padding:4px 8px">'
             f"{''.join(spans)}</pre><p><small>{legend}</small></p>"
             f"<table><tbody>{rows}</tbody></table></div>")
+
+
+def _row(cells, element="td"):
+    cells = "".join(f'<{element} style="{_CELL}">{cell}</{element}>' for cell in cells)
+    return f"<tr>{cells}</tr>"
 
 
 def _reasons(reasons):
@@ -379,10 +367,8 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
     ----------
     completions : dict of str to str
         Completions by name.
-    nums : sequence of int
-        The puzzle's numbers.
-    target : int
-        The puzzle's target.
+    nums, target : sequence of int, int
+        The puzzle.
     weights : tuple of float
         Weights of the format reward and the equation reward (`reward_weights` in trl).
 
@@ -395,24 +381,19 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
         return message("Advantages compare the completions of one group; for this puzzle none "
                        "are recorded.")
     texts = list(completions.values())
-    form = np.array(strict_format_reward_func(texts))
-    equation = np.array(equation_reward_func(
-        [""] * len(texts), texts, [target] * len(texts), [list(nums)] * len(texts)))
+    form, equation = map(np.array, _scores(texts, nums, target))
     total = weights[0] * form + weights[1] * equation
     rows = []
-    for name, text, *numbers in zip(completions, texts, form, equation, total, advantages(total),
-                                    strict=True):
-        *scores, advantage = numbers
+    for name, text, *scores, advantage in zip(completions, texts, form, equation, total,
+                                              advantages(total), strict=True):
         answer = parse_completion(text).equation
         answer = "no single answer" if answer is None else _quoted(answer.strip())
-        cells = [html.escape(_visible(name)), html.escape(answer),
-                 *(f"{score:.2f}" for score in scores), _bar(advantage)]
-        rows.append("<tr>" + "".join(f'<td style="{_CELL}">{c}</td>' for c in cells) + "</tr>")
+        rows.append(_row([html.escape(_visible(name)), html.escape(answer),
+                          *(f"{score:.2f}" for score in scores), _bar(advantage)]))
     heads = ("completion", "answer", "format", "equation", "weighted sum", "advantage")
-    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in heads)
     note = "" if np.ptp(total) > 0 else message(
         "All weighted sums are equal: every advantage is 0, and the group teaches nothing.")
-    return (f'<div data-part="group">{note}<table><thead><tr>{head}</tr></thead>'
+    return (f'<div data-part="group">{note}<table><thead>{_row(heads, "th")}</thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>")
 
 
@@ -487,10 +468,7 @@ def telling_puzzles(recorded, count=12):
     start = recorded[(recorded["stage"] == "before") & (recorded["temperature"] == 1.0)]
     by_spread = {}
     for puzzle, texts in start.groupby("puzzle", sort=False)["completion"]:
-        nums, target = parse_puzzle(puzzle)
-        equation = equation_reward_func(
-            texts, texts, [target] * len(texts), [nums] * len(texts))
-        kinds = set(zip(strict_format_reward_func(texts), equation, strict=True))
+        kinds = set(zip(*_scores(texts, *parse_puzzle(puzzle)), strict=True))
         by_spread.setdefault(len(kinds), []).append(puzzle)
     first = sorted(by_spread.get(3, []), key=lambda puzzle: -len(set(parse_puzzle(puzzle)[0])))
     first = first[:count]
@@ -511,12 +489,8 @@ class _Sendable:
                            for name, value in sync_data.items()})
 
 
-class _Line(_Sendable, widgets.Text):
-    pass
-
-
-class _Area(_Sendable, widgets.Textarea):
-    pass
+_Line = type("_Line", (_Sendable, widgets.Text), {})
+_Area = type("_Area", (_Sendable, widgets.Textarea), {})
 
 
 def playground(recorded, presets=None):
@@ -534,62 +508,58 @@ def playground(recorded, presets=None):
     ipywidgets.VBox
         To be shown as the last line of a cell.
     """
-    wide = widgets.Layout(width="98%")
-    style = {"description_width": "9em"}
+    def wide(width, **more):
+        return {"layout": {"width": width, **more}, "style": {"description_width": "9em"}}
+
     choices = {f"recorded: {puzzle}": (None, *parse_puzzle(puzzle))
                for puzzle in telling_puzzles(recorded)} | (presets or {})
-    choice = widgets.Dropdown(options=list(choices), description="choose", style=style,
-                              layout=widgets.Layout(width="60%"))
-    puzzle = _Line(description="puzzle", style=style, layout=widgets.Layout(width="60%"),
-                   placeholder=PUZZLE_FORM)
-    back, onward = (widgets.Button(description=name, layout=widgets.Layout(width="8em"))
+    choice = widgets.Dropdown(options=list(choices), description="choose", **wide("60%"))
+    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, **wide("60%"))
+    back, onward = (widgets.Button(description=name, layout={"width": "8em"})
                     for name in ("◀ previous", "next ▶"))
-    where = widgets.HTML()
-    box = _Area(description="completion", style=style, continuous_update=True,
-                layout=widgets.Layout(width="98%", height="9em"),
-                placeholder="<think>...</think>\n<answer>... = ...</answer>")
-    sliders = [widgets.FloatSlider(1.0, min=0, max=2, step=0.1, style=style,
-                                   description=f"{name} weight") for name in ("format", "equation")]
-    verdict, group = widgets.HTML(layout=wide), widgets.HTML(layout=wide)
-    state = {"rows": None, "place": 0, "puzzle": None}
+    box = _Area(description="completion", placeholder=EXAMPLE_FORM,
+                **wide("98%", height="9em"))
+    sliders = [widgets.FloatSlider(1.0, min=0, max=2, step=0.1, description=f"{name} weight",
+                                   style={"description_width": "9em"})
+               for name in ("format", "equation")]
+    where, verdict, group = (widgets.HTML(layout={"width": width})
+                             for width in ("auto", "98%", "98%"))
+    rows, place, asked = recorded[:0], 0, None  # the puzzle's rows, the one shown, the puzzle
 
-    def show_group():
-        if state["puzzle"] is None:
-            group.value = ""
-            return
-        nums, target = state["puzzle"]
-        completions = group_of(recorded, write_puzzle(sorted(nums), target))
+    def show_group(*_):
+        completions = {} if asked is None else group_of(recorded, write_puzzle(sorted(asked[0]),
+                                                                               asked[1]))
         if completions and box.value.strip() and box.value not in completions.values():
             completions["the one above"] = box.value
-        group.value = render_group(completions, nums, target, [s.value for s in sliders])
+        group.value = "" if asked is None else render_group(
+            completions, *asked, [slider.value for slider in sliders])
 
     def show(*_):
-        if state["puzzle"] is not None:
-            verdict.value = render(box.value, *state["puzzle"])
+        if asked is not None:
+            verdict.value = render(box.value, *asked)
         show_group()
 
     def step(by):
-        rows = state["rows"]
-        if rows is None or not len(rows):
+        nonlocal place
+        if not len(rows):
             return
-        state["place"] = (state["place"] + by) % len(rows)
-        row = rows.iloc[state["place"]]
+        place = (place + by) % len(rows)
+        row = rows.iloc[place]
         where.value = html.escape(
-            f"{state['place'] + 1} of {len(rows)}: {row['stage']} training, temperature "
+            f"{place + 1} of {len(rows)}: {row['stage']} training, temperature "
             f"{row['temperature']:g}, run {row['run']}")
         box.value = row["completion"]
 
     def new_puzzle(*_):
+        nonlocal rows, place, asked
+        rows, place, asked = recorded[:0], 0, None
         try:
-            state["puzzle"] = nums, target = parse_puzzle(puzzle.value)
+            asked = nums, target = parse_puzzle(puzzle.value)
         except ValueError as error:
-            state.update(puzzle=None, rows=None)
             where.value, verdict.value = "", message(str(error))
-            show_group()
-            return
-        rows = recorded[recorded["puzzle"] == write_puzzle(sorted(nums), target)]
-        state.update(rows=rows, place=0)
-        where.value = f"{len(rows)} recorded" if len(rows) else "none recorded for this puzzle"
+        else:
+            rows = recorded[recorded["puzzle"] == write_puzzle(sorted(nums), target)]
+            where.value = f"{len(rows)} recorded" if len(rows) else "none recorded for this puzzle"
         show()
 
     def choose(*_):
@@ -600,14 +570,11 @@ def playground(recorded, presets=None):
         else:
             box.value = _sendable(text)
 
-    puzzle.observe(new_puzzle, "value")
-    box.observe(show, "value")
-    for slider in sliders:
-        slider.observe(lambda _: show_group(), "value")
+    for widget, answer in ((puzzle, new_puzzle), (box, show), (choice, choose),
+                           *((slider, show_group) for slider in sliders)):
+        widget.observe(answer, "value")
     back.on_click(lambda _: step(-1))
     onward.on_click(lambda _: step(1))
-    choice.observe(choose, "value")
     choose()
-    return widgets.VBox([
-        choice, puzzle, widgets.HBox([back, onward, where]), box, verdict,
-        widgets.HBox(sliders), group])
+    return widgets.VBox([choice, puzzle, widgets.HBox([back, onward, where]), box, verdict,
+                         widgets.HBox(sliders), group])

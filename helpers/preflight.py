@@ -28,11 +28,14 @@ def _text(version):
     return ".".join(map(str, version))
 
 
+def _check(good, line, remedy):
+    return ("OK", line, "") if good else ("FAIL", line, remedy)
+
+
 def _python(profile):
     version = tuple(sys.version_info[:3])
-    if version < PYTHON_NEEDED:
-        return "FAIL", f"Python {_text(version)}", f"install {_text(PYTHON_NEEDED)} or newer"
-    return "OK", f"Python {_text(version)}", ""
+    return _check(version >= PYTHON_NEEDED, f"Python {_text(version)}",
+                  f"install {_text(PYTHON_NEEDED)} or newer")
 
 
 def _packages(profile):
@@ -50,9 +53,8 @@ def _packages(profile):
               or any(p.marker.evaluate({"extra": extra}) for extra in extras)]
     wrong = []
     for pin in wanted:
-        specifiers = [pin.specifier]
-        if pin.name == "torch" and not profile.needs_gpu:
-            specifiers = [p.specifier for p in pinned if p.name == "torch"]
+        either = pin.name == "torch" and not profile.needs_gpu
+        specifiers = [p.specifier for p in (pinned if either else [pin]) if p.name == pin.name]
         try:
             version = metadata.version(pin.name)
         except metadata.PackageNotFoundError:
@@ -60,9 +62,8 @@ def _packages(profile):
             continue
         if not any(s.contains(version, prereleases=True) for s in specifiers):
             wrong.append(f"{pin.name} {version} (pinned {pin.specifier})")
-    if wrong:
-        return "FAIL", f"packages: {', '.join(wrong)}", install
-    return "OK", f"packages: {len(wanted)} at their pinned versions", ""
+    right = f"{len(wanted)} at their pinned versions"
+    return _check(not wrong, f"packages: {', '.join(wrong) or right}", install)
 
 
 def runs_folder(needed):
@@ -88,11 +89,9 @@ def runs_folder(needed):
         return
     yield "OK", f"{show(RUNS)}/ can be written to", ""
     free = shutil.disk_usage(RUNS).free / GIB
-    line = f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed:g} GiB needed"
-    if free >= needed:
-        yield "OK", line, ""
-    else:
-        yield "FAIL", line, "free some space, or name a folder on another disk in COUNTDOWN_RUNS"
+    yield _check(free >= needed,
+                 f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed:g} GiB needed",
+                 "free some space, or name a folder on another disk in COUNTDOWN_RUNS")
 
 
 def _machine(profile):
@@ -100,9 +99,9 @@ def _machine(profile):
 
     needed = 8 if profile.needs_gpu else 2
     free = psutil.virtual_memory().available / GIB
-    line = f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed"
-    return ("OK", line, "") if free >= needed else (
-        "FAIL", line, "close other programs and kernels")
+    return _check(free >= needed,
+                  f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed",
+                  "close other programs and kernels")
 
 
 def _driver(profile):
@@ -116,10 +115,9 @@ def _driver(profile):
     except pynvml.NVMLError as error:
         return ("FAIL", f"driver: no NVIDIA driver found ({error})",
                 "on Colab choose a GPU runtime; elsewhere install the driver, or use profile cpu")
-    if tuple(int(part) for part in version.split(".")[:2]) < DRIVER_NEEDED:
-        return ("FAIL", f"driver {version}: too old for CUDA {CUDA_NEEDED}",
-                f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
-    return "OK", f"driver {version}", ""
+    old = tuple(int(part) for part in version.split(".")[:2]) < DRIVER_NEEDED
+    return _check(not old, f"driver {version}{f': too old for CUDA {CUDA_NEEDED}' if old else ''}",
+                  f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
 
 
 def _torch_build(profile):
@@ -172,13 +170,10 @@ def _gpu(profile):
     free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
     needed = max(profile.min_gpu_gib, profile.roomy_gib)
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
-    if free >= needed:
-        yield "OK", line, ""
-    elif free >= profile.min_gpu_gib:
-        yield ("FAIL", line, "stop other kernels that hold the GPU, or take smaller micro-batches: "
-               f"dataclasses.replace(profile, micro_batch={profile.micro_batch // 4}, roomy_gib=0)")
-    else:
-        yield "FAIL", line, "stop other kernels that hold the GPU, or use a smaller profile"
+    smaller = ("take smaller micro-batches: dataclasses.replace(profile, micro_batch="
+               f"{profile.micro_batch // 4}, roomy_gib=0)")
+    yield _check(free >= needed, line, "stop other kernels that hold the GPU, or "
+                 + (smaller if free >= profile.min_gpu_gib else "use a smaller profile"))
 
 
 def _hub(profile):

@@ -1,6 +1,5 @@
 """One profile for each kind of machine: the only settings that differ between them."""
 
-import json
 import os
 import shutil
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -16,8 +15,7 @@ class NoGPU(RuntimeError):
             f"profile {profile.name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch "
             f"finds none: `python -m helpers.preflight {profile.name}` says what is missing. Use "
             "COUNTDOWN_PROFILE=cpu here, or a machine with a GPU and the environment of "
-            "environment.yml"
-        )
+            "environment.yml")
         self.profile = profile
 
 
@@ -91,8 +89,7 @@ class Profile:
         if self.completions_per_step % self.micro_batch:
             raise ValueError(
                 f"profile {self.name}: {self.group_size} completions x {self.prompts_per_step} "
-                f"prompts do not divide into micro-batches of {self.micro_batch}; change one"
-            )
+                f"prompts do not divide into micro-batches of {self.micro_batch}; change one")
 
     def describe(self):
         """Print the batch arithmetic and the settings that matter in training."""
@@ -106,41 +103,18 @@ class Profile:
             f"  weights: {self.quantisation or 'full precision'}, "
             f"{f'LoRA rank {self.lora_rank}' if self.lora_rank else 'all trained'}; "
             f"sampling: {'vLLM' if self.uses_vllm else 'transformers'}\n"
-            f"  {self.measured_on}"
-        )
+            f"  {self.measured_on}")
 
 
 CPU = Profile(
-    name="cpu",
-    model="data/cold_start/cpu",
-    revision=None,
-    puzzles="cpu",
-    cold_start=ColdStart(
-        examples=100_000,
-        steps=8_000,
-        batch=32,
-        learning_rate=3e-3,
-        hit_rate=0.2,
-        max_tries=8,
-        max_value=144,
-    ),
-    quantisation=None,
-    lora_rank=0,
-    group_size=16,
-    prompts_per_step=8,
-    micro_batch=128,
-    max_prompt_length=16,
-    max_completion_length=144,
-    learning_rate=2e-4,
-    warmup_steps=0,
-    steps=80,
-    save_every=20,
-    mask_truncated=False,
-    uses_vllm=False,
-    min_gpu_gib=0.0,
-    vllm_gib=0.0,
-    max_num_seqs=0,
-    gradient_checkpointing=False,
+    name="cpu", model="data/cold_start/cpu", revision=None, puzzles="cpu",
+    cold_start=ColdStart(examples=100_000, steps=8_000, batch=32, learning_rate=3e-3,
+                         hit_rate=0.2, max_tries=8, max_value=144),
+    quantisation=None, lora_rank=0,
+    group_size=16, prompts_per_step=8, micro_batch=128,
+    max_prompt_length=16, max_completion_length=144, mask_truncated=False,
+    learning_rate=2e-4, warmup_steps=0, steps=80, save_every=20,
+    uses_vllm=False, min_gpu_gib=0.0, vllm_gib=0.0, max_num_seqs=0, gradient_checkpointing=False,
     measured_on="measured on 2 CPU cores: data/reference_runs/cpu-seed*",
 )
 
@@ -149,65 +123,30 @@ CPU_SHORT = replace(CPU, name="cpu-short", steps=40, save_every=10, prompts_per_
                     micro_batch=64, measured_on="a shorter cpu run, for the tests")
 
 SMOLLM2 = Profile(
-    name="smollm2",
-    model="HuggingFaceTB/SmolLM2-135M-Instruct",
-    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
-    puzzles="3to4",
-    cold_start=ColdStart(
-        examples=51_200,
-        steps=800,
-        batch=64,
-        learning_rate=1.5e-3,
-        hit_rate=0.3,
-        max_tries=8,
-        max_value=999,
-        lora_rank=64,
-    ),
-    quantisation="nf4",
-    lora_rank=32,
-    group_size=16,
-    prompts_per_step=16,
-    micro_batch=32,
-    max_prompt_length=256,
-    max_completion_length=640,
-    learning_rate=2e-4,
-    warmup_steps=5,
-    steps=65,
-    save_every=25,
-    mask_truncated=True,
+    name="smollm2", model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac", puzzles="3to4",
+    cold_start=ColdStart(examples=51_200, steps=800, batch=64, learning_rate=1.5e-3,
+                         hit_rate=0.3, max_tries=8, max_value=999, lora_rank=64),
+    quantisation="nf4", lora_rank=32,
+    group_size=16, prompts_per_step=16, micro_batch=32,
+    max_prompt_length=256, max_completion_length=640, mask_truncated=True,
     format_weight=0.0,  # the cold start taught the form; notebook 04, section 9
-    uses_vllm=True,
-    min_gpu_gib=14.0,
-    vllm_gib=8.0,
-    max_num_seqs=320,
-    gradient_checkpointing=False,
+    learning_rate=2e-4, warmup_steps=5, steps=65, save_every=25,
+    uses_vllm=True, min_gpu_gib=14.0, vllm_gib=8.0, max_num_seqs=320, gradient_checkpointing=False,
     roomy_gib=28.0,  # the whole GPU's peak was 26.4 GiB: data/benchmarks/smollm2-unsloth.json
     measured_on="measured on H100s: data/reference_runs/smollm2-*",
 )
 
 A100 = Profile(
-    name="a100",
-    model="Qwen/Qwen2.5-3B-Instruct",
-    revision="aa8e72537993ba99e69dfaafa59ed015b17504d1",
-    puzzles="3to4",
+    name="a100", model="Qwen/Qwen2.5-3B-Instruct",
+    revision="aa8e72537993ba99e69dfaafa59ed015b17504d1", puzzles="3to4",
     cold_start=None,  # an instruct model is meant to start without; not tried
-    quantisation="nf4",
-    lora_rank=32,
-    group_size=8,
-    prompts_per_step=8,
-    micro_batch=8,
-    max_prompt_length=256,
-    max_completion_length=1024,
-    learning_rate=1e-5,
-    warmup_steps=20,
-    steps=500,
-    save_every=25,
+    quantisation="nf4", lora_rank=32,
+    group_size=8, prompts_per_step=8, micro_batch=8,
+    max_prompt_length=256, max_completion_length=1024,
     mask_truncated=True,  # as DAPO has it; whether it lengthens completions here was not tried
-    uses_vllm=True,
-    min_gpu_gib=38.0,
-    vllm_gib=10.0,
-    max_num_seqs=64,
-    gradient_checkpointing=True,
+    learning_rate=1e-5, warmup_steps=20, steps=500, save_every=25,
+    uses_vllm=True, min_gpu_gib=38.0, vllm_gib=10.0, max_num_seqs=64, gradient_checkpointing=True,
     measured_on="steps timed with random weights on an H100 (data/benchmarks); Qwen2.5-3B's own "
                 "were not at hand: learning is not measured",
 )
@@ -231,8 +170,8 @@ def choose(name=None):
         If the profile needs a GPU and this machine has none that torch can use.
     """
     reason = "asked for"
-    if name is None and os.environ.get("COUNTDOWN_PROFILE"):
-        name, reason = os.environ["COUNTDOWN_PROFILE"], "COUNTDOWN_PROFILE says so"
+    if name is None and (name := os.environ.get("COUNTDOWN_PROFILE") or None):
+        reason = "COUNTDOWN_PROFILE says so"
     if name is not None and name not in PROFILES:
         raise ValueError(f"no profile is called {name!r}; choose one of {', '.join(PROFILES)}")
     gib = _gpu_gib()
@@ -260,35 +199,6 @@ def choose(name=None):
     return profile
 
 
-def changed(profile, items):
-    """Return the profile with settings given as text, as a command line has them.
-
-    Parameters
-    ----------
-    profile : Profile
-        What is changed.
-    items : sequence of str
-        Each ``setting=value`` with the value as JSON, e.g. ``micro_batch=16``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such setting, or the value is no JSON.
-    """
-    changes = {}
-    for item in items:
-        name, _, value = item.partition("=")
-        if name not in settings(profile):
-            raise ValueError(f"a profile has no setting {name!r}; it has: "
-                             f"{', '.join(settings(profile))}")
-        try:
-            changes[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{item!r}: write setting=value with the value as JSON, e.g. "
-                             "micro_batch=16 or model='\"name\"'") from error
-    return replace(profile, **changes)
-
-
 def settings(profile):
     """Return a profile as a plain dict, as a run's config.json holds it."""
     return asdict(profile)
@@ -303,12 +213,9 @@ def differences(profile, saved):
     here = settings(profile)
     defaults = {f.name: f.default for f in fields(profile) if f.default is not MISSING}
     saved = here | defaults | saved
-    return sorted(name for name in here.keys() - {"measured_on"}
-                  if _completed(saved[name], here[name]) != here[name])
-
-
-def _completed(value, here):
-    return here | value if isinstance(value, dict) and here else value
+    if saved["cold_start"] and here["cold_start"]:
+        saved["cold_start"] = here["cold_start"] | saved["cold_start"]
+    return sorted(n for n in here.keys() - {"measured_on"} if saved[n] != here[n])
 
 
 def old_gpu():
@@ -326,8 +233,6 @@ def half_precision(profile):
 
 def _gpu_gib():
     """Memory of the first GPU in GiB; 0 without one."""
-    import torch
+    from torch import cuda
 
-    if not torch.cuda.is_available():
-        return 0.0
-    return torch.cuda.get_device_properties(0).total_memory / 2**30
+    return cuda.get_device_properties(0).total_memory / 2**30 if cuda.is_available() else 0.0

@@ -8,8 +8,8 @@ from helpers.prompts import completion_text, parse_completion
 PRECISION = 100_000  # 1 / tolerance
 
 # [0-9] and re.ASCII, not \d and \s alone: those also match other scripts' digits and spaces.
-_ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
-_RIGHT = re.compile(r"\s*(-?[0-9]{1,12})(?:\.([0-9]{1,12}))?\s*", re.ASCII)
+ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
+RIGHT_SIDE = re.compile(r"\s*(-?[0-9]{1,12})(?:\.([0-9]{1,12}))?\s*", re.ASCII)
 
 
 def strict_format_reward_func(completions, **kwargs):
@@ -67,7 +67,7 @@ def is_correct(text, nums, target):
     if equation is None or len(equation) > 2 * MAX_LENGTH or equation.count("=") != 1:
         return False
     left, right = equation.split("=")
-    stated = _RIGHT.fullmatch(right)
+    stated = RIGHT_SIDE.fullmatch(right)
     if stated is None:
         return False
     whole, decimals = stated.groups(default="")
@@ -92,4 +92,4 @@ def _format_score(text):
     if answer is None:
         return 0.0
     one_line = len(answer.strip().splitlines()) == 1
-    return 1.0 if one_line and "=" in answer and _ANSWER.fullmatch(answer) else 0.1
+    return 1.0 if one_line and "=" in answer and ANSWER.fullmatch(answer) else 0.1

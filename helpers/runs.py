@@ -68,17 +68,12 @@ def open_run(profile, seed=0, name=None, folder=None):
         probe.write_bytes(b"0" * 65536)
         probe.unlink()
     except OSError as error:
-        raise RuntimeError(
-            f"cannot write to {show(run)} ({error.strerror}): free space or make it writable, or "
-            "name another folder in COUNTDOWN_RUNS"
-        ) from error
-    free = shutil.disk_usage(run).free / 2**20
-    needed = DISK_MIB[profile.needs_gpu]
+        raise RuntimeError(f"cannot write to {show(run)} ({error.strerror}): free space or make it "
+                           "writable, or name another folder in COUNTDOWN_RUNS") from error
+    free, needed = shutil.disk_usage(run).free / 2**20, DISK_MIB[profile.needs_gpu]
     if free < needed:
-        raise RuntimeError(
-            f"{show(run)} has {free:.0f} MiB free and the run's checkpoints need up to {needed}: "
-            "free some, or name another folder in COUNTDOWN_RUNS"
-        )
+        raise RuntimeError(f"{show(run)} has {free:.0f} MiB free and the run's checkpoints need up "
+                           f"to {needed}: free some, or name another folder in COUNTDOWN_RUNS")
     if (run / "config.json").exists():
         _check_same_run(run, profile, seed)
     else:
@@ -96,8 +91,7 @@ def _check_same_run(run, profile, seed):
         raise RuntimeError(
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
             f"{saved['seed']} that differs in: {', '.join(different)}. Move or delete the folder "
-            "to start anew, or name another one in COUNTDOWN_RUNS; nothing was changed"
-        )
+            "to start anew, or name another one in COUNTDOWN_RUNS; nothing was changed")
 
 
 def write_json(path, value):
@@ -163,25 +157,6 @@ def last_checkpoint(run):
 def find_runs(profile_name, root=REFERENCE_RUNS):
     """Return the recorded runs of a profile, sorted by seed."""
     return sorted(root.glob(f"{profile_name}-seed*"))
-
-
-def keep(run, shelf, name=None, files=FILES):
-    """Copy a recorded run's small files to ``shelf/<name>`` and say so.
-
-    Parameters
-    ----------
-    run, shelf : pathlib.Path
-        The run's folder, and a folder of recorded runs under data/.
-    name : str, optional
-        The copy's name; the run's own if not given.
-    files : sequence of str
-        What is copied.
-    """
-    target = shelf / (name or run.name)
-    target.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(run / file, target / file)
-    print(f"copied to {show(target)}")
 
 
 def _processor():

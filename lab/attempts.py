@@ -20,7 +20,8 @@ from helpers.evaluation import check_adapter_used, sample_completions
 from helpers.mistakes import KINDS, kinds
 from helpers.models import load_model, trained_model
 from helpers.paths import DATA, ROOT, RUNS, show
-from helpers.runs import FILES, environment, keep, last_checkpoint, write_json
+from helpers.runs import FILES, environment, last_checkpoint, write_json
+from lab.record import keep
 from lab.transfer import puzzle_sets, wordings
 
 ATTEMPTS = DATA / "attempts"

@@ -16,7 +16,8 @@ from helpers.arithmetic import evaluate, written_numbers
 from helpers.paths import DATA
 from helpers.prompts import completion_text, parse_completion
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.runs import keep, write_json
+from helpers.runs import write_json
+from lab.record import keep, record
 
 BAD_REWARDS = DATA / "bad_rewards"
 LONG = 300  # characters of a completion that earns the whole length bonus
@@ -125,8 +126,6 @@ def run_bad_reward(name, seed=0, steps=None, limit=None, part="test"):
         and ``equation_reward`` the true success, with weight 0 where the design has none for it.
         config.json says ``training_limit`` where training had another limit than the profile's.
     """
-    from lab.record import record
-
     design = DESIGNS[name]
     profile = replace(profiles.CPU_SHORT, steps=steps or profiles.CPU_SHORT.steps)
     cut = limit or design.limit

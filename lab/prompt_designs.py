@@ -335,7 +335,7 @@ def load_model(name, device):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from helpers.models import load_pretrained
+    from lab.coldstart import load_pretrained
 
     if name == profiles.SMOLLM2.model:
         model, tokenizer = load_pretrained(profiles.SMOLLM2)

@@ -5,6 +5,7 @@ With ``--reference`` its three small files are copied to data/reference_runs/<pr
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -20,7 +21,6 @@ from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import (
     FILES,
     REFERENCE_RUNS,
-    keep,
     open_run,
     read_rows,
     replace_text,
@@ -28,6 +28,54 @@ from helpers.runs import (
 )
 
 REWARDS = (strict_format_reward_func, equation_reward_func)
+
+
+def changed(profile, items):
+    """Return the profile with settings given as text, as a command line has them.
+
+    Parameters
+    ----------
+    profile : Profile
+        What is changed.
+    items : sequence of str
+        Each ``setting=value`` with the value as JSON, e.g. ``micro_batch=16``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such setting, or the value is no JSON.
+    """
+    changes = {}
+    for item in items:
+        name, _, value = item.partition("=")
+        if name not in profiles.settings(profile):
+            raise ValueError(f"a profile has no setting {name!r}; it has: "
+                             f"{', '.join(profiles.settings(profile))}")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{item!r}: write setting=value with the value as JSON, e.g. "
+                             "micro_batch=16 or model='\"name\"'") from error
+    return replace(profile, **changes)
+
+
+def keep(run, shelf, name=None, files=FILES):
+    """Copy a recorded run's small files to ``shelf/<name>`` and say so.
+
+    Parameters
+    ----------
+    run, shelf : pathlib.Path
+        The run's folder, and a folder of recorded runs under data/.
+    name : str, optional
+        The copy's name; the run's own if not given.
+    files : sequence of str
+        What is copied.
+    """
+    target = shelf / (name or run.name)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(run / file, target / file)
+    print(f"copied to {show(target)}")
 
 
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
@@ -70,11 +118,11 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     from helpers.training import (
         MetricsLog,
         SampleLog,
-        TimeLimit,
         grpo_config,
         prompt_dataset,
         train_or_resume,
     )
+    from lab.time_limit import TimeLimit
 
     held_out = load_split(profile.puzzles, part)
     log = MetricsLog(run)
@@ -160,7 +208,7 @@ def main():
     try:
         profile = profiles.choose(options.profile)
         profile = replace(profile, **{k: v for k, v in changes.items() if v is not None})
-        profile = profiles.changed(profile, options.set)
+        profile = changed(profile, options.set)
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
     profile.describe()

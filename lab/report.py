@@ -16,11 +16,12 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.dataset import load_split
-from helpers.evaluation import regrade, success
+from helpers.evaluation import success
 from helpers.intervals import clustered_mean, paired_gain
 from helpers.mistakes import KINDS, kinds
 from helpers.paths import DATA, RUNS, show
 from helpers.puzzles import canonical
+from helpers.rewards import is_correct
 from helpers.runs import read_rows
 
 SHELVES = (RUNS, DATA / "reference_runs", DATA / "attempts", DATA / "sweeps", DATA / "bad_rewards",
@@ -40,6 +41,15 @@ vertical-align: top }
 pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere }
 .left-out { border-left: 4px solid #b00; padding-left: 1rem }
 """
+
+
+def regrade(frame):
+    """Grade recorded completions again with the reward of today; return a boolean Series."""
+    graded = [
+        is_correct(row.completion, [int(n) for n in row.nums], int(row.target))
+        for row in frame.itertuples()
+    ]
+    return pd.Series(graded, index=frame.index)
 
 
 def find_run(name):
@@ -223,6 +233,7 @@ def compare(runs, path):
     import matplotlib.pyplot as plt
 
     from helpers import plots
+    from lab import figures
 
     usable, left_out = comparable(list(dict.fromkeys(find_run(run) for run in runs)))
     if not usable:
@@ -243,20 +254,20 @@ def compare(runs, path):
     parts += ["<h2>Runs</h2>", _table(_facts(usable)),
               f"<h2>Success on {n_puzzles} held-out puzzles</h2>"]
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    plots.success_points(rates, axis)
+    figures.success_points(rates, axis)
     parts.append(_picture(figure, "Success by temperature, before and after"))
     parts += ["<p>Points: one completion a puzzle; bars: 95 % Wilson intervals.</p>",
               _table(_percent(rates, ("rate", "low", "high"))), "<h2>Gain, puzzle by puzzle</h2>"]
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.3 * len(gains)), layout="constrained")
-    plots.gain_points(gains, axis)
+    figures.gain_points(gains, axis)
     parts.append(_picture(figure, "Paired gain of each run"))
     parts += ["<p>Bars: 95 % intervals of the paired difference, clustered by the puzzles' "
               "numbers, in percentage points; p: McNemar's exact test.</p>",
               _table(_percent(gains, ("gain", "low", "high"), "{:+.1f}").assign(
                   p=gains["p"].map("{:.0e}".format))),
-              f"<h2>What came out, {plots.temperature_name(temperature)}</h2>"]
+              f"<h2>What came out, {figures.temperature_name(temperature)}</h2>"]
     figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    plots.kind_points(kind_shares(sampled), axis)
+    figures.kind_points(kind_shares(sampled), axis)
     parts.append(_picture(figure, "Share of completions by kind, before and after"))
     parts += ["<p>All runs together; bars: 95 % intervals clustered by the puzzles' numbers.</p>",
               "<h2>Training</h2>"]

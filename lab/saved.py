@@ -25,6 +25,7 @@ from helpers.paths import show
 from helpers.prompts import build_messages
 from helpers.rewards import is_correct
 from helpers.runs import write_json
+from lab.record import changed
 
 PUZZLES = 50
 EARLY = 20  # characters: greedy answers part by rounding alone, but seldom at once
@@ -166,7 +167,7 @@ def main():
                         help="settings of the profile that the run had changed")
     options = parser.parse_args()
     try:
-        profile = profiles.changed(profiles.choose(options.profile), options.set)
+        profile = changed(profiles.choose(options.profile), options.set)
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
     folder = options.folder.resolve()

@@ -5,6 +5,7 @@ with symbolic bounds, and tracing unrolls the loop. Needs no GPU and no Unsloth.
 takes four chunks for each completion of a batch, so 256 completions make 1,024.
 """
 
+import argparse
 import time
 
 import torch
@@ -45,7 +46,8 @@ def first_call_seconds(chunks, rows=2048, width=16, vocabulary=64):
 
 
 def main():
-    """Measure, print and write the table."""
+    """Measure, print and write the table data/benchmarks/tracing.json."""
+    argparse.ArgumentParser(prog="python -m lab.tracing", description=main.__doc__).parse_args()
     torch.set_num_threads(1)
     first_call_seconds(2)  # what the first compilation of a process loads is not counted
     table = []

@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers.dataset import load_split
 from helpers.prompts import EXAMPLE, build_messages
-from helpers.puzzles import enumerate_puzzles, generate
+from lab.puzzle_sets import enumerate_puzzles, generate
 
 # What the shipped sets hold: numbers and targets, both ends included.
 RANGES = {"cpu": {"low": 1, "high": 12, "target_low": 1, "target_high": 60},

@@ -8,28 +8,18 @@ take the README's pictures again:
 
 import os
 import re
-import secrets
-import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
+from browsing import PATIENCE, browser, jupyterlab, needs_browser, playwright
 
 from helpers import playground as pg
 from helpers.paths import ROOT
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = needs_browser
 
-BROWSER = next(filter(None, map(shutil.which, (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-
-PATIENCE = 120_000  # ms: a busy machine's kernel needs seconds to import pandas
 PUZZLE = "4, 11, 8 -> 12"
 GOOD = "<think>11 - 8 = 3</think>\n<answer>(11 - 8) * 4 = 12</answer>"
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
@@ -63,42 +53,9 @@ def lab(tmp_path_factory):
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     (folder / "books").mkdir()
     nbformat.write(book, folder / "books" / "playground.ipynb")
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)  # no question about news in front of the page, no look-up of any
-    (settings / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}')
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address, token = f"http://127.0.0.1:{port}", secrets.token_hex(16)
-    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython",
-           "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
-           "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
-    environment = {**os.environ, **{name: str(folder / part) for name, part in own.items()},
-                   "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'books'}"]
-    command += ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0)
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(120):
-            assert server.poll() is None, (folder / "log").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/api?token={token}", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            pytest.fail("JupyterLab did not answer in a minute:\n" + (folder / "log").read_text())
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder / 'books'}"]
+    with jupyterlab(command, folder, env={"PYTHONPATH": str(ROOT)}) as (address, token):
         yield f"{address}/lab/tree/playground.ipynb?token={token}"
-    finally:
-        server.terminate()  # it ends its kernels, too
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
 
 
 class Page:
@@ -148,13 +105,9 @@ class Page:
 @pytest.fixture(scope="module")
 def opened(lab, tmp_path_factory):
     """The notebook, opened and run by the menu; the playground is on the screen."""
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=[
-            "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync"])
-        page = browser.new_page(viewport={"width": 1100, "height": 1400})
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1100, "height": 1400})
         page.set_default_timeout(PATIENCE)
-        playwright.expect.set_options(timeout=PATIENCE)
         asked = []
         page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
         page.goto(lab)
@@ -165,7 +118,6 @@ def opened(lab, tmp_path_factory):
         page.locator("[data-part=verdict] [data-score]").first.wait_for()
         yield Page(page)
         assert asked == []
-        browser.close()
 
 
 @pytest.fixture

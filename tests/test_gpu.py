@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 PRETRAINED = """
 import sys, torch
 from helpers import profiles
-from helpers.models import load_pretrained
+from lab.coldstart import load_pretrained
 model, tokenizer = load_pretrained(profiles.SMOLLM2)
 model.to(torch.bfloat16).save_pretrained(sys.argv[1])
 tokenizer.save_pretrained(sys.argv[1])

@@ -11,7 +11,8 @@ import torch
 
 from helpers import evaluation, models, profiles
 from helpers.runs import append_row
-from helpers.training import MetricsLog, TimeLimit, grpo_options
+from helpers.training import MetricsLog, grpo_options
+from lab.time_limit import TimeLimit
 
 
 @pytest.fixture

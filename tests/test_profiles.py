@@ -3,6 +3,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from helpers import profiles
+from lab.record import changed
 
 
 def test_profiles_are_frozen_and_divide():
@@ -74,14 +75,14 @@ def test_describe_prints_the_batch_arithmetic(capsys):
 
 
 def test_settings_given_as_text_change_a_profile():
-    changed = profiles.changed(profiles.CPU, ["micro_batch=64", "cold_start=null", 'model="x"'])
-    assert (changed.micro_batch, changed.cold_start, changed.model) == (64, None, "x")
+    found = changed(profiles.CPU, ["micro_batch=64", "cold_start=null", 'model="x"'])
+    assert (found.micro_batch, found.cold_start, found.model) == (64, None, "x")
     with pytest.raises(ValueError, match="no setting 'mikro_batch'"):
-        profiles.changed(profiles.CPU, ["mikro_batch=64"])
+        changed(profiles.CPU, ["mikro_batch=64"])
     with pytest.raises(ValueError, match="value as JSON"):
-        profiles.changed(profiles.CPU, ["model=x"])
+        changed(profiles.CPU, ["model=x"])
     with pytest.raises(ValueError, match="do not divide"):
-        profiles.changed(profiles.CPU, ["micro_batch=7"])
+        changed(profiles.CPU, ["micro_batch=7"])
 
 
 def test_a_setting_younger_than_the_run_was_at_its_default():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers import profiles, runs
+from lab.record import keep
 
 
 def test_a_cut_off_last_line_is_left_out_and_rewritten(tmp_path):
@@ -82,8 +83,8 @@ def test_a_run_is_kept_by_its_small_files(tmp_path, capsys):
     (run / "checkpoint-1").mkdir(parents=True)
     for name in runs.FILES:
         (run / name).write_text(name)
-    runs.keep(run, tmp_path / "shelf")
-    runs.keep(run, tmp_path / "shelf", "other", files=("config.json",))
+    keep(run, tmp_path / "shelf")
+    keep(run, tmp_path / "shelf", "other", files=("config.json",))
     kept = sorted(str(p.relative_to(tmp_path / "shelf")) for p in (tmp_path / "shelf").rglob("*.*"))
     assert kept == ["other/config.json", *sorted(f"some-run/{name}" for name in runs.FILES)]
     assert "copied to some-run" in capsys.readouterr().out

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from helpers.arithmetic import evaluate
-from helpers.expressions import library
 from helpers.paths import ROOT
-from helpers.solver import label, solutions, solvable_whole, solve
+from helpers.solver import label, library, solutions, solve
+from lab.puzzle_sets import solvable_whole
 
 PUBLIC = ROOT.parent / "shared" / "data" / "Countdown-Tasks-3to4.parquet"
 

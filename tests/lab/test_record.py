@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from helpers import profiles
-from helpers.evaluation import regrade
 from helpers.intervals import paired_gain
 from helpers.paths import DATA
 from helpers.runs import append_row, find_runs, read_rows
 from lab.record import curve
+from lab.report import regrade
 from lab.saved import PUZZLES, WAYS
 
 ARRANGED = sorted((DATA / "sweeps").glob("cpu-*x*-seed*"))

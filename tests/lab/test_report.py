@@ -11,12 +11,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from helpers import plots
 from helpers.evaluation import success
-from helpers.intervals import pass_curve
 from helpers.paths import DATA
 from helpers.runs import find_runs
 from lab import report
+from lab.figures import pass_curves
 
 BROWSER = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
@@ -180,10 +179,10 @@ def test_the_page_opens_in_a_browser(hostile, pair, tmp_path):
 
 
 def test_pass_curves_have_their_values():
-    table = pd.DataFrame({"n": 8, "right": [0, 1, 4, 8, 2]})
     figure, axis = plt.subplots()
-    curve = pass_curve(table)
-    plots.pass_curves({"before": curve, "after, seed 1": curve}, axis)
+    curve = pd.DataFrame({"rate": [0.3, 0.5, 0.6, 0.8], "low": 0.2, "high": 0.9},
+                         index=[1, 2, 4, 8])
+    pass_curves({"before": curve, "after, seed 1": curve}, axis)
     assert axis.lines[1].get_ydata().tolist() == pytest.approx((100 * curve["rate"]).tolist())
     assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "2", "4", "8"]
     assert axis.lines[0].get_linestyle() == "--" and len(axis.collections) == 2

@@ -12,12 +12,12 @@ from trl.trainer.utils import RepeatSampler
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.evaluation import regrade
 from helpers.models import load_model
 from helpers.runs import read_rows
 from helpers.training import METRICS, prompt_dataset
 from lab import beside_trl, scratch
 from lab.beside_trl import Lockstep, Witness, witness
+from lab.report import regrade
 
 SMALL = replace(profiles.CPU, group_size=4, prompts_per_step=4, micro_batch=16, steps=2,
                 max_completion_length=50, mask_truncated=True, learning_rate=2e-3)
