@@ -37,8 +37,9 @@ test: $(STAMP)  ## lint, unit tests, and every notebook in its short CPU form
 	echo "Left out here: tests marked gpu and the GPU profiles (on a GPU machine: make test-gpu)."; \
 	test -z "$$failed" || { echo "make test FAILED in:$$failed" >&2; exit 1; }
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks
+lab: $(STAMP)  ## open the first notebook in JupyterLab
+	@test "$$(id -u)" != 0 || echo "As root JupyterLab asks for: make lab LAB_OPTIONS=--allow-root"
+	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_explore_the_dataset.ipynb $(LAB_OPTIONS)
 
 test-gpu:  ## the tests that need a GPU, in the activated environment of environment.yml
 	@$(GPU_ENV)
