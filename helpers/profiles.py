@@ -85,11 +85,14 @@ class Profile:
         return self.completions_per_step // self.micro_batch
 
     def __post_init__(self):
-        """Refuse a batch that does not divide: a trainer would silently round it."""
+        """Refuse what a trainer or a sampler would silently change."""
         if self.completions_per_step % self.micro_batch:
             raise ValueError(
                 f"profile {self.name}: {self.group_size} completions x {self.prompts_per_step} "
                 f"prompts do not divide into micro-batches of {self.micro_batch}; change one")
+        if self.max_num_seqs == 256:
+            raise ValueError(f"profile {self.name}: Unsloth takes max_num_seqs=256 for 'not given' "
+                             "and would choose fewer; write 255 or 257")
 
     def describe(self):
         """Print the batch arithmetic and the settings that matter in training."""

@@ -94,3 +94,10 @@ def test_a_setting_younger_than_the_run_was_at_its_default():
     older = profiles.settings(profiles.SMOLLM2)
     del older["format_weight"]  # such a run was rewarded for the form
     assert profiles.differences(profiles.SMOLLM2, older) == ["format_weight"]
+
+
+def test_the_number_that_unsloth_takes_for_none_is_refused():
+    """Seen: asked for 256 at a time, it gave an engine of 64 (16 bits) or 80 (NF4)."""
+    with pytest.raises(ValueError, match="write 255 or 257"):
+        replace(profiles.A100, max_num_seqs=256)
+    assert replace(profiles.A100, max_num_seqs=257).max_num_seqs == 257

@@ -53,6 +53,27 @@ def test_they_differ_in_nothing_but_that(run):
     assert looks[-1]["seconds"] <= config["training_seconds"]
 
 
+SCREENED = {  # one seed each, validation puzzles: what differs from the profile of that day
+    "control": {}, "unmasked": {"mask_truncated": False},
+    "format": {"mask_truncated": False, "format_weight": 0.1},
+    "rank8": {"mask_truncated": False, "format_weight": 0.1, "lora_rank": 8, "learning_rate": 4e-4}}
+
+
+@pytest.mark.parametrize("name", SCREENED)
+def test_screening_runs_differ_in_nothing_but_that(name):
+    folders = {key: DATA / "sweeps" / f"smollm2-screen-{key}-seed0" for key in SCREENED}
+    control, config = (json.loads((folders[key] / "config.json").read_text())
+                       for key in ("control", name))
+    found = {key: value for key, value in config["profile"].items()
+             if value != control["profile"][key]}
+    assert found == SCREENED[name] and config["seed"] == control["seed"] == 0
+    assert config["cold_start"] == control["cold_start"]
+    assert len(read_rows(folders[name] / "metrics.jsonl")) == config["profile"]["steps"] == 65
+    frame = pd.read_parquet(folders[name] / "evaluation.parquet")
+    assert config["evaluated_on"] == "data/puzzles/3to4-validation.parquet"
+    assert (regrade(frame) == frame["correct"]).all() and set(frame["temperature"]) == {1.0, 0.0}
+
+
 SMOLLM2 = find_runs("smollm2")
 BY_NOTEBOOKS = DATA / "reference_runs" / "smollm2-notebooks"  # 04, then 05
 WATCHED = DATA / "reference_runs" / "smollm2-seed2"  # the one with a curve
