@@ -1,7 +1,4 @@
-"""Intervals and tests for success rates: paired, clustered, over many attempts, over seeds.
-
-The methods are scipy's and statsmodels'; here they are given this project's tables.
-"""
+"""Success rates, gains and pass@k, by the methods of scipy and statsmodels."""
 
 import numpy as np
 import pandas as pd
@@ -19,8 +16,8 @@ def clustered_mean(values, clusters=None, level=0.95):
     values : sequence of float or bool
         One value an observation.
     clusters : sequence, optional
-        Each value's cluster, for example its puzzle; values of one cluster may hang together in
-        any way, clusters are independent. Without it every value is a cluster.
+        Each value's cluster, for example its puzzle: values may depend on each other inside a
+        cluster, not across. Without it every value is a cluster.
     level : float
         The interval's confidence.
 
@@ -43,14 +40,14 @@ def clustered_mean(values, clusters=None, level=0.95):
     if len(values) == 0 or codes.max() < 1:
         raise ValueError(f"{len(values)} value(s) of {len(set(codes))} cluster(s): an interval "
                          "needs two clusters or more; sample more puzzles")
-    if (values == values[0]).all() and values[0] in (0, 1):
-        low, high = proportion_confint(values[0] * (codes.max() + 1), codes.max() + 1,
-                                       alpha=1 - level, method="beta")
-        return {"rate": float(values[0]), "low": float(low), "high": float(high)}
-    fit = OLS(values, np.ones(len(values))).fit(
-        cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)
-    low, high = fit.conf_int(alpha=1 - level)[0]
-    return {"rate": float(values.mean()), "low": float(low), "high": float(high)}
+    rate, count = values.mean(), codes.max() + 1
+    if set(values) in ({0}, {1}):
+        low, high = proportion_confint(rate * count, count, alpha=1 - level, method="beta")
+    else:
+        fit = OLS(values, np.ones(len(values))).fit(
+            cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)
+        low, high = fit.conf_int(alpha=1 - level)[0]
+    return {"rate": float(rate), "low": float(low), "high": float(high)}
 
 
 def paired_gain(before, after, clusters=None, level=0.95):
@@ -60,10 +57,8 @@ def paired_gain(before, after, clusters=None, level=0.95):
     ----------
     before, after : sequence of bool
         Whether each puzzle was solved, in the same order.
-    clusters : sequence, optional
-        Each puzzle's cluster, as in `clustered_mean`.
-    level : float
-        The interval's confidence.
+    clusters, level
+        As for `clustered_mean`.
 
     Returns
     -------
@@ -77,12 +72,10 @@ def paired_gain(before, after, clusters=None, level=0.95):
         raise ValueError(f"{len(before)} answers before and {len(after)} after: pairs need the "
                          "same puzzles in the same order")
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    table = [[int((before & after).sum()), lost], [won, int((~before & ~after).sum())]]
-    found = clustered_mean(after.astype(int) - before.astype(int), clusters, level)
-    if won == lost == 0:
-        found["low"] = -found["high"]
-    return {"n": len(before), "won": won, "lost": lost, "gain": found["rate"], "low": found["low"],
-            "high": found["high"], "p": float(mcnemar(table, exact=True).pvalue)}
+    gain, low, high = clustered_mean(after.astype(int) - before, clusters, level).values()
+    test = mcnemar([[0, lost], [won, 0]], exact=True)  # the pairs that agree do not enter
+    return {"n": len(before), "won": won, "lost": lost, "gain": gain,
+            "low": low if won or lost else -high, "high": high, "p": float(test.pvalue)}
 
 
 def pass_at_k(n, correct, k):

@@ -1,6 +1,5 @@
 """What is wrong with a completion: one kind each, so that the kinds add up to all completions."""
 
-import re
 from collections import Counter
 from fractions import Fraction
 
@@ -8,7 +7,7 @@ import pandas as pd
 
 from helpers.arithmetic import evaluate, written_numbers
 from helpers.prompts import parse_completion
-from helpers.rewards import is_correct
+from helpers.rewards import RIGHT_SIDE, is_correct
 
 KINDS = {
     "right": "the equation reward pays",
@@ -20,9 +19,7 @@ KINDS = {
     "cut off": "the longest completion allowed, and no answer was closed",
     "malformed": "not exactly one answer that holds one equation of numbers",
 }
-FORMED = ("right", "wrong value", "false equation", "number missing", "number twice",
-          "other number")  # one equation that can be evaluated, whatever it says
-_NUMBER = re.compile(r"\s*-?[0-9]{1,12}(\.[0-9]{1,12})?\s*", re.ASCII)
+FORMED = tuple(KINDS)[:6]  # one equation that can be evaluated, whatever it says
 
 
 def kind(text, nums, target, tokens=0, limit=None):
@@ -35,14 +32,10 @@ def kind(text, nums, target, tokens=0, limit=None):
     ----------
     text : str
         The completion.
-    nums : sequence of int
-        The given numbers.
-    target : int
-        The number to reach.
-    tokens : int
-        The completion's length.
-    limit : int, optional
-        The longest completion allowed, in tokens; without it nothing counts as cut off.
+    nums, target : sequence of int, int
+        The puzzle.
+    tokens, limit : int, optional
+        The completion's length, and the longest allowed; without these nothing is cut off.
     """
     if is_correct(text, nums, target):
         return "right"
@@ -50,7 +43,7 @@ def kind(text, nums, target, tokens=0, limit=None):
     if equation is None and limit is not None and tokens >= limit:
         return "cut off"
     left, equals, right = (equation or "").partition("=")
-    if not equals or not _NUMBER.fullmatch(right):
+    if not equals or not RIGHT_SIDE.fullmatch(right):
         return "malformed"
     used, given = Counter(written_numbers(left)), Counter(map(str, nums))
     try:
@@ -68,14 +61,9 @@ def kind(text, nums, target, tokens=0, limit=None):
 
 
 def kinds(frame, limit=None):
-    """Return the kind of every graded row as a categorical Series.
+    """Return the kind of every graded row (``completion, nums, target, tokens``), categorical.
 
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Columns ``completion, nums, target, tokens``.
-    limit : int, optional
-        The longest completion allowed, in tokens.
+    ``limit`` is the longest completion allowed, in tokens.
     """
     found = [kind(row.completion, [int(n) for n in row.nums], int(row.target), row.tokens, limit)
              for row in frame.itertuples()]

@@ -24,6 +24,10 @@ from helpers.rewards import strict_format_reward_func as format_rewards
 
 LONGEST_SHOWN = 20_000  # characters; the scores are of the whole text
 EXAMPLE_FORM = "<think>...</think>\n<answer>... = ...</answer>"
+# recorded puzzles that a part of their group solves; the groups of the first two have three scores
+TELLING = ("8, 11, 12 -> 44", "7, 7, 7 -> 56", "1, 1, 2 -> 1", "1, 4, 12 -> 3", "2, 3, 8 -> 13",
+           "2, 5, 9 -> 55", "2, 10, 10 -> 22", "3, 8, 10 -> 15", "4, 6, 7 -> 9", "5, 7, 8 -> 6",
+           "6, 6, 10 -> 9", "7, 8, 10 -> 25")
 PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 -> 12"
 
 _TAG = re.compile(r"</?(?:think|answer)>")
@@ -36,15 +40,11 @@ _AFTER = {"<think>": "thought", "<answer>": "unread"}  # what follows a tag, els
 
 
 class Part(NamedTuple):
-    """A stretch of a completion; the parts of a completion join to the whole of it.
+    """A stretch of a completion; the parts of a completion join to the whole of it."""
 
-    ``kind`` is a key of `KINDS`; ``given`` says which of the given numbers a ``number`` uses,
-    counted from 0.
-    """
-
-    kind: str
+    kind: str  # a key of `KINDS`
     text: str
-    given: int | None = None
+    given: int | None = None  # of a number: which of the given ones it uses, counted from 0
 
 
 class Explanation(NamedTuple):
@@ -65,16 +65,12 @@ def _scores(texts, nums, target):
 
 
 def explain(text, nums, target):
-    """Take a completion apart and say why each reward is not full.
+    """Take a completion, any text, apart and say why each reward is not full; never raises.
 
     Parameters
     ----------
-    text : str
-        Any text; never raises on one.
-    nums : sequence of int
-        The puzzle's numbers.
-    target : int
-        The puzzle's target.
+    text, nums, target : str, sequence of int, int
+        The completion and its puzzle.
 
     Returns
     -------
@@ -83,23 +79,19 @@ def explain(text, nums, target):
     """
     nums, target, parsed = [int(n) for n in nums], int(target), parse_completion(text)
     parts = tuple(_parts(text, nums, parsed.equation))
-    used = {part.given for part in parts}
     return Explanation(
-        parts, tuple(i for i in range(len(nums)) if i not in used),
+        parts, tuple(sorted(set(range(len(nums))) - {part.given for part in parts})),
         *(scores[0] for scores in _scores([text], nums, target)),
         tuple(_format_reasons(text, parsed.answer)),
         tuple(_equation_reasons(text, parsed.equation, nums, target)))
 
 
 def _parts(text, nums, equation):
-    if equation is None:
-        yield from _walk(text, "outside")
-        return
-    start = text.index("<answer>") + len("<answer>")
-    end = start + len(equation)
+    start = len(text) if equation is None else text.index("<answer>") + len("<answer>")
     yield from _walk(text[:start], "outside")
-    yield from _equation_parts(equation, nums)
-    yield from _walk(text[end:], "unread")
+    if equation is not None:
+        yield from _equation_parts(equation, nums)
+        yield from _walk(text[start + len(equation) :], "unread")
 
 
 def _walk(text, where):
@@ -117,10 +109,8 @@ def _walk(text, where):
 
 
 def _equation_parts(equation, nums):
-    if len(equation) > 2 * MAX_LENGTH:
-        yield Part("unread", equation)
-        return
-    left, equals, right = equation.partition("=")
+    read = len(equation) <= 2 * MAX_LENGTH
+    left, equals, right = equation.partition("=") if read else ("", "", equation)
     free = list(enumerate(map(str, nums)))  # the given numbers that are not used yet
     for token in _TOKEN.findall(left):
         given = next((pair for pair in free if pair[1] == token), None)
@@ -134,7 +124,7 @@ def _equation_parts(equation, nums):
     if equals:
         yield Part("equals", "=")
     if right:
-        yield Part("unread" if "=" in right else "right side", right)
+        yield Part("right side" if read and "=" not in right else "unread", right)
 
 
 def _format_reasons(text, answer):
@@ -213,8 +203,7 @@ def _times(count):
 
 
 def _listed(names, most=4):
-    more = [f"{len(names) - most:,} more"] if len(names) > most else []
-    return ", ".join(names[:most] + more)
+    return ", ".join(names[:most] + [f"{len(names) - most:,} more"] * (len(names) > most))
 
 
 def _named(character):
@@ -235,9 +224,8 @@ def _visible(text):
     """Write out what a page cannot show, or what would reorder or hide other text."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        f"‹U+{ord(c):04X}›" if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c
-        for c in text)
+    return "".join(f"‹U+{ord(c):04X}›" if c not in "\n\t" and unicodedata.category(c) in _UNSEEN
+                   else c for c in text)
 
 
 # The look of each kind, as an element that still says something where styles are stripped, a
@@ -279,17 +267,8 @@ def message(text):
 def render(text, nums, target):
     """Show a completion coloured by part, both scores, and the reason for every lost point.
 
-    Parameters
-    ----------
-    text : str
-        Any text. It is escaped; what cannot be shown is written out as ‹U+0000›.
-    nums, target : sequence of int, int
-        The puzzle.
-
-    Returns
-    -------
-    str
-        HTML without scripts, links or style sheets.
+    Takes what `explain` takes; returns HTML (str) without scripts, links or style sheets. The text
+    is escaped; what cannot be shown is written out as ‹U+0000›.
     """
     found, left = explain(text, nums, target), LONGEST_SHOWN
     notes = {
@@ -304,20 +283,18 @@ def render(text, nums, target):
     }
     spans = []
     for part in found.parts:
-        if left > 0:
-            spans.append(_span(part._replace(text=part.text[:left])))
-            left -= len(part.text)
-    given = [_span(Part("number", str(int(number)), i))
-             + (" (not used)" if i in found.unused else "") for i, number in enumerate(nums)]
+        spans += [_span(part._replace(text=part.text[:left]))] if left > 0 else []
+        left -= len(part.text)
+    given = [_span(Part("number", str(int(number)), i)) + " (not used)" * (i in found.unused)
+             for i, number in enumerate(nums)]
     looks = [KINDS[kind] for kind in dict.fromkeys(part.kind for part in found.parts)]
     legend = "; ".join(f'<{element} style="{style.format(_GROUNDS[0])}">{words}</{element}>'
                        for element, style, words in looks if words)
-    rows = "".join(
-        _row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0',
-              _reasons(reasons)])
-        for name, score, reasons in (
-            ("format", found.format_score, found.format_reasons),
-            ("equation", found.equation_score, found.equation_reasons)))
+    results = (("format", found.format_score, found.format_reasons),
+               ("equation", found.equation_score, found.equation_reasons))
+    rows = "".join(_row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0',
+                         f'<ul style="margin:0;padding-left:1.2em">{"".join(map(_item, why))}</ul>'
+                         if why else "nothing is missing"]) for name, score, why in results)
     return (f'<div data-part="verdict">{"".join(message(n) for n, true in notes.items() if true)}'
             f"<p>Given: {', '.join(given)}. Target: <b>{int(target)}</b></p>"
             '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;'
@@ -331,28 +308,20 @@ def _row(cells, element="td"):
     return f"<tr>{cells}</tr>"
 
 
-def _reasons(reasons):
-    if not reasons:
-        return "nothing is missing"
-    items = "".join(f"<li>{html.escape(_visible(reason))}</li>" for reason in reasons)
-    return f'<ul style="margin:0;padding-left:1.2em">{items}</ul>'
+def _item(reason):
+    return f"<li>{html.escape(_visible(reason))}</li>"
 
 
 def advantages(rewards):
     """Return each completion's advantage over its group, as trl scales it by default.
 
     ``(r - mean) / (std + 1e-4)``, std with n - 1: Shao et al. 2024, https://arxiv.org/abs/2402.03300,
-    section 4.1.2, with the constant of trl's `GRPOTrainer`.
+    section 4.1.2, with the constant of trl's `GRPOTrainer`. Zeros where all rewards are equal.
 
     Parameters
     ----------
     rewards : sequence of float, length 2 or more
         The weighted sums of the rewards of one group.
-
-    Returns
-    -------
-    numpy.ndarray
-        One advantage each; zeros where all rewards are equal.
     """
     rewards = np.asarray(rewards, float)
     if rewards.ndim != 1 or len(rewards) < 2:
@@ -370,7 +339,7 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
     nums, target : sequence of int, int
         The puzzle.
     weights : tuple of float
-        Weights of the format reward and the equation reward (`reward_weights` in trl).
+        Of the format reward and the equation reward (`reward_weights` in trl).
 
     Returns
     -------
@@ -408,12 +377,7 @@ def _bar(advantage):
 
 
 def parse_puzzle(text):
-    """Read a puzzle that a person typed, as ``4, 11, 8 -> 12``.
-
-    Returns
-    -------
-    tuple
-        The list of 2 to 6 numbers, and the target.
+    """Read a puzzle that a person typed, as ``4, 11, 8 -> 12``: its numbers and its target.
 
     Raises
     ------
@@ -441,12 +405,9 @@ def recorded_completions():
         completion``. All runs start from one model, so the rows of a puzzle with stage "before"
         and temperature 1 are samples of one policy; each saw the numbers in its own order.
     """
-    frames = []
-    for path in sorted(DATA.glob("*/cpu-seed*/evaluation.parquet")):
-        frame = pd.read_parquet(
-            path, columns=["stage", "temperature", "nums", "target", "completion"])
-        frames.append(frame.assign(run=path.parent.name))
-    frame = pd.concat(frames, ignore_index=True)
+    columns = ["stage", "temperature", "nums", "target", "completion"]
+    frame = pd.concat([pd.read_parquet(path, columns=columns).assign(run=path.parent.name)
+                       for path in sorted(DATA.glob("*/cpu-seed*/evaluation.parquet"))])
     pairs = zip(frame.pop("nums"), frame.pop("target"), strict=True)
     frame["puzzle"] = [write_puzzle(sorted(nums), target) for nums, target in pairs]
     return frame.sort_values(["stage", "temperature", "run"], kind="stable",
@@ -458,22 +419,6 @@ def group_of(recorded, puzzle):
     rows = recorded[(recorded["puzzle"] == puzzle) & (recorded["stage"] == "before")
                     & (recorded["temperature"] == 1.0)]
     return {f"sample {i + 1}": text for i, text in enumerate(rows["completion"])}
-
-
-def telling_puzzles(recorded, count=12):
-    """Return `count` puzzles of various scores: first those whose groups have three kinds of them.
-
-    The others are taken evenly from the puzzles that some of their group solve and some do not.
-    """
-    start = recorded[(recorded["stage"] == "before") & (recorded["temperature"] == 1.0)]
-    by_spread = {}
-    for puzzle, texts in start.groupby("puzzle", sort=False)["completion"]:
-        kinds = set(zip(*_scores(texts, *parse_puzzle(puzzle)), strict=True))
-        by_spread.setdefault(len(kinds), []).append(puzzle)
-    first = sorted(by_spread.get(3, []), key=lambda puzzle: -len(set(parse_puzzle(puzzle)[0])))
-    first = first[:count]
-    rest = by_spread.get(2, []) or by_spread.get(1, [])
-    return first + rest[:: max(1, len(rest) // max(1, count - len(first)))][: count - len(first)]
 
 
 def _sendable(text):
@@ -502,17 +447,13 @@ def playground(recorded, presets=None):
         As from `recorded_completions`.
     presets : dict of str to tuple, optional
         More completions to choose, by name: ``(text, nums, target)``.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        To be shown as the last line of a cell.
     """
+
     def wide(width, **more):
         return {"layout": {"width": width, **more}, "style": {"description_width": "9em"}}
 
     choices = {f"recorded: {puzzle}": (None, *parse_puzzle(puzzle))
-               for puzzle in telling_puzzles(recorded)} | (presets or {})
+               for puzzle in TELLING} | (presets or {})
     choice = widgets.Dropdown(options=list(choices), description="choose", **wide("60%"))
     puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, **wide("60%"))
     back, onward = (widgets.Button(description=name, layout={"width": "8em"})

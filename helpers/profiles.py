@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 CAPABILITY_NEEDED = (8, 0)  # Ampere: bfloat16, and vLLM's attention kernels
 
@@ -11,55 +11,54 @@ class NoGPU(RuntimeError):
     """A `profile` needs a GPU and torch finds none."""
 
     def __init__(self, profile):
+        self.profile, name = profile, profile.name
         super().__init__(
-            f"profile {profile.name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch "
-            f"finds none: `python -m helpers.preflight {profile.name}` says what is missing. Use "
-            "COUNTDOWN_PROFILE=cpu here, or a machine with a GPU and the environment of "
-            "environment.yml")
-        self.profile = profile
+            f"profile {name} needs a GPU with {profile.min_gpu_gib:.0f} GiB and torch finds none: "
+            f"`python -m helpers.preflight {name}` says what is missing. Use COUNTDOWN_PROFILE=cpu "
+            "here, or a machine with a GPU and the environment of environment.yml")
 
 
 @dataclass(frozen=True)
 class ColdStart:
     """Supervised training on solver traces, before any reinforcement learning."""
 
-    examples: int  # traces written
-    steps: int  # optimiser steps
-    batch: int  # traces a step
-    learning_rate: float
-    hit_rate: float  # share of tries that are a real solution
-    max_tries: int  # tries before a trace gives up
-    max_value: int  # largest value that a try passes through
+    examples: int = 100_000  # traces written
+    steps: int = 8_000  # optimiser steps
+    batch: int = 32  # traces a step
+    learning_rate: float = 3e-3
+    hit_rate: float = 0.2  # share of tries that are a real solution
+    max_tries: int = 8  # tries before a trace gives up
+    max_value: int = 144  # largest value that a try passes through
     lora_rank: int = 0  # 0: every weight is trained; else the adapter is merged afterwards
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that training and evaluation need to know about a machine and its model."""
+    """All that training and evaluation need to know; the defaults are the values of cpu."""
 
-    name: str
-    model: str  # a Hub name, or a folder of this repository
-    revision: str | None  # the Hub's commit
-    puzzles: str  # data/puzzles/<puzzles>-{train,validation,test}.parquet
-    cold_start: ColdStart | None
-    quantisation: str | None  # "nf4": 4-bit weights under LoRA
-    lora_rank: int  # 0: every weight is trained
-    group_size: int  # completions a prompt
-    prompts_per_step: int
-    micro_batch: int  # completions in one forward and backward pass
-    max_prompt_length: int  # tokens
-    max_completion_length: int  # tokens
-    learning_rate: float
-    warmup_steps: int
-    steps: int
-    save_every: int  # steps between checkpoints
-    mask_truncated: bool  # True: a cut-off completion gives no gradient
-    uses_vllm: bool
-    min_gpu_gib: float  # 0: no GPU needed
-    vllm_gib: float  # GPU memory for vLLM's weights, cache and working space
-    max_num_seqs: int  # completions that vLLM writes at the same time
-    gradient_checkpointing: bool  # True: less memory, a second forward pass
-    measured_on: str
+    name: str = "cpu"
+    model: str = "data/cold_start/cpu"  # a Hub name, or a folder of this repository
+    revision: str | None = None  # the Hub's commit
+    puzzles: str = "cpu"  # data/puzzles/<puzzles>-{train,validation,test}.parquet
+    cold_start: ColdStart | None = ColdStart()
+    quantisation: str | None = None  # "nf4": 4-bit weights under LoRA
+    lora_rank: int = 0  # 0: every weight is trained
+    group_size: int = 16  # completions a prompt
+    prompts_per_step: int = 8
+    micro_batch: int = 128  # completions in one forward and backward pass
+    max_prompt_length: int = 16  # tokens
+    max_completion_length: int = 144  # tokens
+    learning_rate: float = 2e-4
+    warmup_steps: int = 0
+    steps: int = 80
+    save_every: int = 20  # steps between checkpoints
+    mask_truncated: bool = False  # True: a cut-off completion gives no gradient
+    uses_vllm: bool = False
+    min_gpu_gib: float = 0.0  # 0: no GPU needed
+    vllm_gib: float = 0.0  # GPU memory for vLLM's weights, cache and working space
+    max_num_seqs: int = 0  # completions that vLLM writes at the same time
+    gradient_checkpointing: bool = False  # True: less memory, a second forward pass
+    measured_on: str = "measured on 2 CPU cores: data/reference_runs/cpu-seed*"
     roomy_gib: float = 0.0  # on a GPU with less, micro-batches are a quarter of micro_batch
     standby: bool = False  # vLLM gives its memory back while the policy trains
     format_weight: float = 1.0  # of the format reward, beside 1 for the equation reward
@@ -69,20 +68,10 @@ class Profile:
     epsilon: float = 0.2
     epsilon_high: float = 0.28
 
-    @property
-    def needs_gpu(self):
-        """Whether the profile runs on a GPU only."""
-        return self.min_gpu_gib > 0
-
-    @property
-    def completions_per_step(self):
-        """Completions that one optimiser step learns from."""
-        return self.group_size * self.prompts_per_step
-
-    @property
-    def accumulation_steps(self):
-        """Forward and backward passes that one optimiser step adds up."""
-        return self.completions_per_step // self.micro_batch
+    # What follows from the settings; accumulation: forward and backward passes a step.
+    needs_gpu = property(lambda self: self.min_gpu_gib > 0)
+    completions_per_step = property(lambda self: self.group_size * self.prompts_per_step)
+    accumulation_steps = property(lambda self: self.completions_per_step // self.micro_batch)
 
     def __post_init__(self):
         """Refuse what a trainer or a sampler would silently change."""
@@ -96,65 +85,46 @@ class Profile:
 
     def describe(self):
         """Print the batch arithmetic and the settings that matter in training."""
-        print(
-            f"profile {self.name}: {self.model}\n"
-            f"  {self.prompts_per_step} prompts x {self.group_size} completions = "
-            f"{self.completions_per_step} completions a step, in {self.accumulation_steps} "
-            f"pass(es) of {self.micro_batch}\n"
-            f"  {self.steps} steps at learning rate {self.learning_rate:g}, completions of at most "
-            f"{self.max_completion_length} tokens, checkpoint every {self.save_every} steps\n"
-            f"  weights: {self.quantisation or 'full precision'}, "
-            f"{f'LoRA rank {self.lora_rank}' if self.lora_rank else 'all trained'}; "
-            f"sampling: {'vLLM' if self.uses_vllm else 'transformers'}\n"
-            f"  {self.measured_on}")
+        weights = f"LoRA rank {self.lora_rank}" if self.lora_rank else "all trained"
+        print(f"profile {self.name}: {self.model}\n  {self.prompts_per_step} prompts x "
+              f"{self.group_size} completions = {self.completions_per_step} completions a step, in "
+              f"{self.accumulation_steps} pass(es) of {self.micro_batch}\n"
+              f"  {self.steps} steps at learning rate {self.learning_rate:g}, completions of at "
+              f"most {self.max_completion_length} tokens, checkpoint every {self.save_every} steps"
+              f"\n  weights: {self.quantisation or 'full precision'}, {weights}; sampling: "
+              f"{'vLLM' if self.uses_vllm else 'transformers'}\n  {self.measured_on}")
 
 
-CPU = Profile(
-    name="cpu", model="data/cold_start/cpu", revision=None, puzzles="cpu",
-    cold_start=ColdStart(examples=100_000, steps=8_000, batch=32, learning_rate=3e-3,
-                         hit_rate=0.2, max_tries=8, max_value=144),
-    quantisation=None, lora_rank=0,
-    group_size=16, prompts_per_step=8, micro_batch=128,
-    max_prompt_length=16, max_completion_length=144, mask_truncated=False,
-    learning_rate=2e-4, warmup_steps=0, steps=80, save_every=20,
-    uses_vllm=False, min_gpu_gib=0.0, vllm_gib=0.0, max_num_seqs=0, gradient_checkpointing=False,
-    measured_on="measured on 2 CPU cores: data/reference_runs/cpu-seed*",
-)
-
+CPU = Profile()
 # What the tests run: long enough for a gain that is larger than noise, and no longer.
-CPU_SHORT = replace(CPU, name="cpu-short", steps=40, save_every=10, prompts_per_step=4,
-                    micro_batch=64, measured_on="a shorter cpu run, for the tests")
+CPU_SHORT = Profile(name="cpu-short", prompts_per_step=4, micro_batch=64, steps=40, save_every=10,
+                    measured_on="a shorter cpu run, for the tests")
 
 SMOLLM2 = Profile(
-    name="smollm2", model="HuggingFaceTB/SmolLM2-135M-Instruct",
-    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac", puzzles="3to4",
-    cold_start=ColdStart(examples=51_200, steps=800, batch=64, learning_rate=1.5e-3,
-                         hit_rate=0.3, max_tries=8, max_value=999, lora_rank=64),
-    quantisation="nf4", lora_rank=32,
-    group_size=16, prompts_per_step=16, micro_batch=32,
+    name="smollm2", model="HuggingFaceTB/SmolLM2-135M-Instruct", puzzles="3to4",
+    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac", quantisation="nf4", lora_rank=32,
+    cold_start=ColdStart(examples=51_200, steps=800, batch=64, learning_rate=1.5e-3, hit_rate=0.3,
+                         max_value=999, lora_rank=64),
+    prompts_per_step=16, micro_batch=32, warmup_steps=5, steps=65, save_every=25,
     max_prompt_length=256, max_completion_length=640, mask_truncated=True,
     format_weight=0.0,  # the cold start taught the form; notebook 04, section 9
-    learning_rate=2e-4, warmup_steps=5, steps=65, save_every=25,
-    uses_vllm=True, min_gpu_gib=14.0, vllm_gib=8.0, max_num_seqs=320, gradient_checkpointing=False,
+    uses_vllm=True, min_gpu_gib=14.0, vllm_gib=8.0, max_num_seqs=320,
     roomy_gib=28.0,  # the whole GPU's peak was 26.4 GiB: data/benchmarks/smollm2-unsloth.json
-    measured_on="measured on H100s: data/reference_runs/smollm2-*",
-)
+    measured_on="measured on H100s: data/reference_runs/smollm2-*")
 
 A100 = Profile(
-    name="a100", model="Qwen/Qwen2.5-3B-Instruct",
-    revision="aa8e72537993ba99e69dfaafa59ed015b17504d1", puzzles="3to4",
+    name="a100", model="Qwen/Qwen2.5-3B-Instruct", puzzles="3to4",
+    revision="aa8e72537993ba99e69dfaafa59ed015b17504d1", quantisation="nf4", lora_rank=32,
     cold_start=None,  # an instruct model is meant to start without; not tried
-    quantisation="nf4", lora_rank=32,
-    group_size=8, prompts_per_step=8, micro_batch=8,
+    group_size=8, micro_batch=8, learning_rate=1e-5, warmup_steps=20, steps=500, save_every=25,
     max_prompt_length=256, max_completion_length=1024,
     mask_truncated=True,  # as DAPO has it; whether it lengthens completions here was not tried
-    learning_rate=1e-5, warmup_steps=20, steps=500, save_every=25,
     uses_vllm=True, min_gpu_gib=38.0, vllm_gib=10.0, max_num_seqs=64, gradient_checkpointing=True,
     measured_on="steps timed with random weights on an H100 (data/benchmarks); Qwen2.5-3B's own "
-                "were not at hand: learning is not measured",
-)
+                "were not at hand: learning is not measured")
 
 PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
+settings = asdict  # of a profile: the plain dict that a run's config.json holds
 
 
 def choose(name=None):
@@ -167,20 +137,17 @@ def choose(name=None):
 
     Raises
     ------
-    ValueError
-        If there is no such profile.
-    NoGPU
-        If the profile needs a GPU and this machine has none that torch can use.
+    ValueError, NoGPU
+        If there is no such profile; if it needs a GPU and torch finds none that it can use.
     """
     reason = "asked for"
-    if name is None and (name := os.environ.get("COUNTDOWN_PROFILE") or None):
-        reason = "COUNTDOWN_PROFILE says so"
+    if name is None and os.environ.get("COUNTDOWN_PROFILE"):
+        name, reason = os.environ["COUNTDOWN_PROFILE"], "COUNTDOWN_PROFILE says so"
     if name is not None and name not in PROFILES:
         raise ValueError(f"no profile is called {name!r}; choose one of {', '.join(PROFILES)}")
     gib = _gpu_gib()
     if name is None:
-        fitting = [p for p in (A100, SMOLLM2) if gib >= p.min_gpu_gib]
-        name = fitting[0].name if fitting else CPU.name
+        name = next(p.name for p in (A100, SMOLLM2, CPU) if gib >= p.min_gpu_gib)
         reason = f"the GPU has {gib:.0f} GiB" if gib else "torch finds no GPU"
         if not gib and shutil.which("nvidia-smi"):
             print("There is an NVIDIA driver here, but torch finds no GPU: "
@@ -195,47 +162,37 @@ def choose(name=None):
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
-        small = profile.micro_batch // 4
-        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of {small}, which "
-              "was not measured")
-        profile = replace(profile, micro_batch=small, roomy_gib=0.0)
+        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
+              f"{profile.micro_batch // 4}, which was not measured")
+        profile = replace(profile, micro_batch=profile.micro_batch // 4, roomy_gib=0.0)
     return profile
-
-
-def settings(profile):
-    """Return a profile as a plain dict, as a run's config.json holds it."""
-    return asdict(profile)
 
 
 def differences(profile, saved):
     """Return the names of the settings in which a saved profile differs from this one.
 
     ``measured_on`` is a remark, no setting; a setting that is younger than the saved profile is
-    taken to have been at its default, or, if it has none, as it is here.
+    taken to be as it is here, unless it is known what such runs had.
     """
-    here = settings(profile)
-    defaults = {f.name: f.default for f in fields(profile) if f.default is not MISSING}
-    saved = here | defaults | saved
-    if saved["cold_start"] and here["cold_start"]:
+    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False}
+    saved = here | known | saved
+    if here["cold_start"] and saved["cold_start"]:
         saved["cold_start"] = here["cold_start"] | saved["cold_start"]
     return sorted(n for n in here.keys() - {"measured_on"} if saved[n] != here[n])
 
 
 def old_gpu():
     """Whether there is a GPU without bfloat16, for which vLLM has no attention kernel either."""
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY_NEEDED
+    from torch import cuda
+    return cuda.is_available() and cuda.get_device_capability() < CAPABILITY_NEEDED
 
 
 def half_precision(profile):
     """Return a trainer's arguments for a profile's 16-bit format: float16 on an old GPU."""
-    old = profile.needs_gpu and old_gpu()
-    return {"bf16": profile.needs_gpu and not old, "fp16": old}
+    fp16 = profile.needs_gpu and old_gpu()
+    return {"bf16": profile.needs_gpu and not fp16, "fp16": fp16}
 
 
-def _gpu_gib():
-    """Memory of the first GPU in GiB; 0 without one."""
+def _gpu_gib():  # the memory of the first GPU; 0 without one
     from torch import cuda
-
     return cuda.get_device_properties(0).total_memory / 2**30 if cuda.is_available() else 0.0

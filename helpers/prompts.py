@@ -22,15 +22,7 @@ EXAMPLE = {
 
 
 def user_prompt(nums, target):
-    """Return the user's message for one puzzle.
-
-    Parameters
-    ----------
-    nums : sequence of int
-        The given numbers, in the order in which they are shown.
-    target : int
-        The number to reach.
-    """
+    """Return the user's message for the numbers (int, in the order shown) and the target."""
     numbers = ", ".join(str(int(n)) for n in nums)
     return f"Numbers: {numbers}\nTarget: {int(target)}\n{_INSTRUCTIONS}{EXAMPLE['completion']}"
 
@@ -52,19 +44,11 @@ def completion_text(completion):
 
 @dataclass(frozen=True)
 class Parsed:
-    """The parts of a completion; a part that is not there is None.
+    """The parts of a completion; a part that is not there is None."""
 
-    Attributes
-    ----------
-    think, answer : str or None
-        The text inside the tags, when the whole completion has the demanded structure.
-    equation : str or None
-        The text inside ``<answer>``, when there is exactly one such block anywhere.
-    """
-
-    think: str | None
-    answer: str | None
-    equation: str | None
+    think: str | None  # inside <think>, where the whole completion has the demanded structure
+    answer: str | None  # inside <answer>, likewise
+    equation: str | None  # inside <answer>, where there is exactly one such block anywhere
 
 
 def parse_completion(text):

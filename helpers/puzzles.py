@@ -1,9 +1,10 @@
-"""Make Countdown puzzles, and split them so that nothing leaks from training to test.
+"""Tell puzzles apart, and split them so that nothing leaks from training to test.
 
 A puzzle is a row of a table: `nums`, the numbers as a list, and `target`. The order of the numbers
 does not matter to the game: two rows are the same puzzle when their canonical forms are equal.
 """
 
+from collections import Counter
 
 import numpy as np
 
@@ -15,10 +16,8 @@ def canonical(nums, target):
 
     Parameters
     ----------
-    nums : sequence of int
-        The given numbers, in any order.
-    target : int
-        The value to reach.
+    nums, target : sequence of int, int
+        The given numbers, in any order, and the value to reach.
 
     Returns
     -------
@@ -32,22 +31,20 @@ def _multisets(puzzles):
     return [tuple(sorted(nums)) for nums in puzzles["nums"]]
 
 
-def split_by_numbers(puzzles, fractions, seed=0, stratify=None):
-    """Split puzzles so that no multiset of numbers is in two parts.
+def split_by_numbers(puzzles, fractions, seed=0):
+    """Split puzzles so that no multiset of numbers is in two parts, and all parts are alike.
 
-    The groups are dealt out, largest first, each to the part that most lacks what the group holds.
+    The puzzles of one multiset are a group. The groups are dealt out, largest first, each to the
+    part that most lacks what the group holds: puzzles of so many numbers that need * or /, or not.
 
     Parameters
     ----------
     puzzles : pandas.DataFrame
-        Columns `nums` and `target`; solved on the way where `needs_mul_div` is missing and
-        `stratify` is not given.
+        Columns `nums` and `target`; solved on the way where `needs_mul_div` is missing.
     fractions : dict of str to float
         The share of each part, e.g. ``{"train": 0.7, "validation": 0.1, "test": 0.2}``, sum 1.
     seed : int
         The same arguments and seed give the same split.
-    stratify : sequence, optional
-        One stratum a puzzle; by default its count of numbers and whether it needs * or /.
 
     Returns
     -------
@@ -61,32 +58,25 @@ def split_by_numbers(puzzles, fractions, seed=0, stratify=None):
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-9:
         raise ValueError(f"fractions {fractions}: give each part a positive share, together 1")
-    if stratify is None:
-        labelled = puzzles if "needs_mul_div" in puzzles else solver.label(puzzles, progress=False)
-        stratify = list(zip(puzzles["nums"].map(len), labelled["needs_mul_div"], strict=True))
-    groups, keys = {}, _multisets(puzzles)
-    for row, key in enumerate(keys):
+    labelled = puzzles if "needs_mul_div" in puzzles else solver.label(puzzles, progress=False)
+    strata = list(zip(puzzles["nums"].map(len), labelled["needs_mul_div"], strict=True))
+    groups = {}
+    for row, key in enumerate(_multisets(puzzles)):
         groups.setdefault(key, []).append(row)
-    strata = {stratum: i for i, stratum in enumerate(sorted(set(stratify)))}
-    stratum_of = [strata[stratum] for stratum in stratify]
-    totals = np.bincount(stratum_of, minlength=len(strata)).tolist()
-    names = list(fractions)
-    missing = [[fractions[name] * total for total in totals] for name in names]
-    rows_of = [[] for _ in names]
-    members = list(groups.values())
+    totals = Counter(strata)
+    missing = {name: {s: share * total for s, total in totals.items()}
+               for name, share in fractions.items()}
+    rows_of, members = {name: [] for name in fractions}, list(groups.values())
     members = [members[i] for i in np.random.default_rng(seed).permutation(len(members))]
     for rows in sorted(members, key=len, reverse=True):  # stable: equal sizes stay shuffled
-        held = [stratum_of[row] for row in rows]
-        need = [sum(lack[s] / (fractions[name] * totals[s]) for s in held)
-                for name, lack in zip(names, missing, strict=True)]
-        part = need.index(max(need))
+        held = [strata[row] for row in rows]
+        part = max(fractions, key=lambda name: sum(
+            missing[name][s] / (fractions[name] * totals[s]) for s in held))
         rows_of[part] += rows
         for s in held:
             missing[part][s] -= 1
-    parts = [{keys[row] for row in rows} for rows in rows_of]
-    assert sum(map(len, parts)) == len(set().union(*parts)), "a multiset of numbers is in two parts"
     return {name: puzzles.iloc[sorted(rows)].reset_index(drop=True)
-            for name, rows in zip(names, rows_of, strict=True)}
+            for name, rows in rows_of.items()}
 
 
 def leakage(train, test):
@@ -105,9 +95,8 @@ def leakage(train, test):
     """
     if test.empty:
         raise ValueError("the test set is empty, so it has no shares: give at least one row")
-    known = _multisets(train)
-    known_puzzles, known_sets = set(zip(known, train["target"], strict=True)), set(known)
-    asked = _multisets(test)
-    puzzles = sum(pair in known_puzzles for pair in zip(asked, test["target"], strict=True))
-    multisets = sum(nums in known_sets for nums in asked)
-    return {"puzzles": puzzles / len(test), "multisets": multisets / len(test)}
+    known, asked = (list(zip(_multisets(table), table["target"], strict=True))
+                    for table in (train, test))
+    known_puzzles, known_sets = set(known), {nums for nums, _ in known}
+    return {"puzzles": sum(pair in known_puzzles for pair in asked) / len(test),
+            "multisets": sum(nums in known_sets for nums, _ in asked) / len(test)}

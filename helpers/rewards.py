@@ -18,9 +18,7 @@ def strict_format_reward_func(completions, **kwargs):
     Parameters
     ----------
     completions : list of str or list of list of dict
-        One completion each, as plain text or as chat messages.
-    **kwargs
-        Whatever else TRL passes; not used.
+        One completion each, as plain text or as chat messages. What else TRL passes is not used.
 
     Returns
     -------
@@ -37,16 +35,12 @@ def equation_reward_func(prompts, completions, target, nums, **kwargs):
 
     Parameters
     ----------
-    prompts : list
+    prompts, **kwargs
         Not used: the puzzle comes from the data set's columns, not from the text.
     completions : list of str or list of list of dict
         One completion each, as plain text or as chat messages.
-    target : list of int
-        The puzzles' targets.
-    nums : list of list of int
-        The puzzles' numbers.
-    **kwargs
-        Whatever else TRL passes; not used.
+    target, nums : list of int, list of list of int
+        The puzzles.
 
     Returns
     -------

@@ -4,17 +4,17 @@ import json
 import os
 import platform
 import shutil
+import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 
-from helpers import profiles
 from helpers.paths import DATA, RUNS, show
+from helpers.profiles import differences, settings
 
 REFERENCE_RUNS = DATA / "reference_runs"
 FILES = ("config.json", "metrics.jsonl", "evaluation.parquet")  # what is kept of a recorded run
 DISK_MIB = {False: 200, True: 15 * 1024}  # free space that a run needs, without and with a GPU
-VERSIONS_OF = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "unsloth",
-               "bitsandbytes", "numpy")
 
 
 def environment(on_gpu=None):
@@ -28,17 +28,23 @@ def environment(on_gpu=None):
     import torch
 
     versions = {"python": platform.python_version()}
-    for name in VERSIONS_OF:
-        try:
+    for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm",
+                 "unsloth", "bitsandbytes", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     if torch.cuda.is_available() if on_gpu is None else on_gpu:
         hardware = torch.cuda.get_device_name(0)
     else:
         hardware = f"{os.cpu_count()} CPU cores, {_processor()}, {torch.get_num_threads()} threads"
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"versions": versions, "hardware": hardware, "date": date}
+    return {"versions": versions, "hardware": hardware, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+
+
+def probe(folder):
+    """Make a folder, write to it, and return its free space in MiB; an OSError if it cannot be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0" * 65536)
+    return shutil.disk_usage(folder).free / 2**20
 
 
 def open_run(profile, seed=0, name=None, folder=None):
@@ -46,14 +52,10 @@ def open_run(profile, seed=0, name=None, folder=None):
 
     Parameters
     ----------
-    profile : helpers.profiles.Profile
+    profile, seed : helpers.profiles.Profile, int
         What is run; written to config.json.
-    seed : int
-        Seed of the run.
-    name : str, optional
-        The folder's name under runs/; the profile's name if not given.
-    folder : path, optional
-        A whole path instead.
+    name, folder : str, path, optional
+        The folder's name under runs/ (by default the profile's name), or a whole path instead.
 
     Raises
     ------
@@ -61,30 +63,22 @@ def open_run(profile, seed=0, name=None, folder=None):
         If the folder cannot be written, the disk is nearly full, or the folder holds a run with
         other settings: nothing is overwritten.
     """
-    run = folder or RUNS / (name or profile.name)
+    run, needed = folder or RUNS / (name or profile.name), DISK_MIB[profile.needs_gpu]
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        probe = run / ".probe"
-        probe.write_bytes(b"0" * 65536)
-        probe.unlink()
+        free = probe(run)
     except OSError as error:
         raise RuntimeError(f"cannot write to {show(run)} ({error.strerror}): free space or make it "
                            "writable, or name another folder in COUNTDOWN_RUNS") from error
-    free, needed = shutil.disk_usage(run).free / 2**20, DISK_MIB[profile.needs_gpu]
     if free < needed:
         raise RuntimeError(f"{show(run)} has {free:.0f} MiB free and the run's checkpoints need up "
                            f"to {needed}: free some, or name another folder in COUNTDOWN_RUNS")
-    if (run / "config.json").exists():
-        _check_same_run(run, profile, seed)
-    else:
-        write_json(run / "config.json", {"profile": profiles.settings(profile), "seed": seed,
-                                         **environment(profile.needs_gpu)})
-    return run
-
-
-def _check_same_run(run, profile, seed):
-    saved = json.loads((run / "config.json").read_text())
-    different = profiles.differences(profile, saved["profile"])
+    config = run / "config.json"
+    if not config.exists():
+        write_json(config, {"profile": settings(profile), "seed": seed,
+                            **environment(profile.needs_gpu)})
+        return run
+    saved = json.loads(config.read_text())
+    different = differences(profile, saved["profile"])
     if saved["seed"] != seed:
         different.append("seed")
     if different:
@@ -92,6 +86,7 @@ def _check_same_run(run, profile, seed):
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
             f"{saved['seed']} that differs in: {', '.join(different)}. Move or delete the folder "
             "to start anew, or name another one in COUNTDOWN_RUNS; nothing was changed")
+    return run
 
 
 def write_json(path, value):
@@ -112,21 +107,16 @@ def replace_text(path, text):
 def append_row(path, row):
     """Append one JSON line in a single write, and flush it to the disk."""
     line = (json.dumps(row) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        if os.write(descriptor, line) != len(line):
+    with open(path, "ab", buffering=0) as file:
+        if file.write(line) != len(line):
             raise OSError(f"{show(path)}: the disk is full")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.fsync(file.fileno())
 
 
 def read_rows(path):
     """Read a JSON-lines file; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.split("\n") if line]
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line]
 
 
 def keep_rows_until(path, step):
@@ -144,13 +134,12 @@ def last_checkpoint(run):
     while it was being written; it is removed.
     """
     folders = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    while folders:
-        newest = folders.pop()
+    for folder in reversed(folders):
         try:
-            json.loads((newest / "trainer_state.json").read_text())
-            return newest
+            json.loads((folder / "trainer_state.json").read_text())
+            return folder
         except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(newest)
+            shutil.rmtree(folder)
     return None
 
 
@@ -160,9 +149,7 @@ def find_runs(profile_name, root=REFERENCE_RUNS):
 
 
 def _processor():
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
         return names[0] if names else platform.machine()
-    except OSError:
-        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()

@@ -28,15 +28,10 @@ _PRIME = 2**61 - 1
 
 @cache
 def library(n):
-    """All inequivalent expressions of `n` labelled numbers.
+    """All inequivalent expressions of `n` labelled numbers, 2 to 5.
 
     Two are taken as equal when they agree at a random point modulo a large prime; with five
     numbers the probability of any false match is below 1e-8.
-
-    Parameters
-    ----------
-    n : int
-        How many numbers, 2 to 5.
 
     Returns
     -------
@@ -97,17 +92,10 @@ def _distinct_roots(pattern):
 
 
 def exact_integers(count, largest, target):
-    """The array type that holds every product of a puzzle exactly.
+    """The array type that holds every product of a puzzle exactly: numpy.int64, else object.
 
-    Parameters
-    ----------
-    count, largest, target : int
-        How many numbers, the largest of them (or of their denominators), and the target.
-
-    Returns
-    -------
-    type
-        numpy.int64, else object: Python's own integers, slower and without limit.
+    Takes how many numbers there are, the largest of them (or of their denominators), and the
+    target; object stands for Python's own integers, slower and without limit.
     """
     bound = 2 ** (count - 1) * max(int(largest), 1) ** count * max(int(target), 1)
     return np.int64 if bound < 2**62 else object
@@ -188,14 +176,14 @@ def label(puzzles, progress=True):
     alike = {}
     for row, puzzle in enumerate(zip(puzzles["nums"], puzzles["target"], strict=True)):
         nums, target, pattern = _checked(*puzzle, MOST_NUMBERS)
-        alike.setdefault(pattern, []).append((row, nums, target))
+        alike.setdefault(pattern, []).append((row, target, *nums))
     total, additive = np.zeros(len(puzzles), np.int64), np.zeros(len(puzzles), bool)
     with tqdm(total=len(puzzles), disable=not progress, desc="solving", unit_scale=True) as bar:
         for pattern, found in alike.items():
-            rows, nums, target = zip(*found, strict=True)
-            kind = exact_integers(len(pattern), max(map(max, nums)), max(target))
-            rows, nums, target = np.array(rows), np.array(nums, kind), np.array(target, kind)
-            signs = np.array(list(product((1, -1), repeat=len(pattern))))  # all there is to + and -
+            largest, target = max(x[-1] for x in found), max(x[1] for x in found)
+            table = np.array(found, exact_integers(len(pattern), largest, target))
+            rows, target, nums = table[:, 0].astype(int), table[:, 1], table[:, 2:]
+            signs = np.array(list(product((1, -1), repeat=len(pattern))))  # with + and - only
             additive[rows] = (nums @ signs.T == target[:, None]).any(axis=1)
             for block in blocks(np.arange(len(rows)), len(pattern)):
                 for _, valid in hits(nums[block], target[block], pattern):

@@ -7,7 +7,6 @@ import pandas as pd
 
 from helpers.evaluation import success
 from helpers.paths import show
-from helpers.plots import success_bars
 from helpers.runs import REFERENCE_RUNS, find_runs, read_rows
 
 BEFORE_AFTER = {"before": {"color": "0.45", "marker": "s"},
@@ -22,6 +21,35 @@ def temperature_name(temperature):
 def whiskers(part):
     """Lengths of the error bars; rounding can put an end on the wrong side of the rate."""
     return np.array([(part["rate"] - part["low"]).clip(0), (part["high"] - part["rate"]).clip(0)])
+
+
+def success_bars(tables, axis, colors=("0.6", "C0")):
+    """Draw success before and after by temperature, with its interval.
+
+    Parameters
+    ----------
+    tables : pandas.DataFrame
+        Indexed by stage and temperature, with columns ``rate, low, high``: from
+        `helpers.evaluation.success`, or a mean over seeds with their range.
+    axis : matplotlib.axes.Axes
+        Where to draw.
+    """
+    stages = list(dict.fromkeys(tables.index.get_level_values("stage")))
+    temperatures = list(dict.fromkeys(tables.index.get_level_values("temperature")))
+    width = 0.8 / len(stages)
+    for k, stage in enumerate(stages):
+        part = tables.loc[stage].loc[temperatures]
+        places = [i + (k - (len(stages) - 1) / 2) * width for i in range(len(part))]
+        # rounding can put an end of the interval on the wrong side of the rate
+        below, above = (part["rate"] - part["low"]).clip(0), (part["high"] - part["rate"]).clip(0)
+        axis.bar(places, 100 * part["rate"], width, label=stage, color=colors[k % len(colors)],
+                 yerr=[100 * below, 100 * above], capsize=3)
+    names = ["greedy" if t == 0 else f"T = {t:g}" for t in temperatures]
+    axis.set_xticks(range(len(temperatures)), names)
+    axis.set_ylabel("success on held-out puzzles (%)")
+    axis.set_ylim(0, 100)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend()
 
 
 def success_points(rates, axis):

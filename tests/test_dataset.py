@@ -105,6 +105,7 @@ def test_broken_files_say_what_to_do(tmp_path):
     ({"nums": [[1, 2, 3], [1] * 7]}, "7 numbers, not 2 to 6"),
     ({"nums": [[1, -2, 3], [4, 5]]}, "negative or not an integer .row 0"),
     ({"nums": [[1.0, 2.5], [4.0, 5.0]]}, "negative or not an integer"),
+    ({"nums": [[0.0, 2.0], [4.0, 5.0]]}, "negative or not an integer"),
     ({"nums": [["1", "2"], ["3", "4"]]}, "negative or not an integer"),
     ({"nums": [1, 2]}, "not a list"),
     ({"nums": [[1, 2], None]}, "null value .row 1"),

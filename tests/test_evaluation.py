@@ -13,9 +13,10 @@ from helpers.dataset import load_split
 from helpers.evaluation import evaluate, sample_completions, success
 from helpers.models import load_model
 from helpers.paths import DATA
-from helpers.plots import success_bars, training_curves
+from helpers.plots import training_curves
 from helpers.puzzles import canonical
 from helpers.rewards import is_correct
+from lab.figures import success_bars
 from lab.report import read_run, regrade
 
 COLUMNS = ["stage", "temperature", "sample", "nums", "target", "completion", "tokens", "correct"]

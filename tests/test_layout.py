@@ -81,3 +81,9 @@ def test_the_notebooks_open_unchanged_in_jupyterlab():
     assert set(found[0]["language_info"]) == {
         "codemirror_mode", "file_extension", "mimetype", "name", "nbconvert_exporter",
         "pygments_lexer", "version"}
+def test_the_helpers_stay_small():
+    modules = [path for path in HELPERS if path.name != "__init__.py"]
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in HELPERS)
+    assert len(modules) <= 17 and lines <= 2800, f"{len(modules)} modules, {lines} lines"
+
+

@@ -282,13 +282,14 @@ def recorded():
 
 
 def test_groups_are_of_one_policy_and_worth_looking_at(recorded):
-    puzzles = pg.telling_puzzles(recorded)
-    assert len(set(puzzles)) == 12
-    for puzzle in puzzles:
+    assert len(set(pg.TELLING)) == 12
+    for i, puzzle in enumerate(pg.TELLING):
         group = pg.group_of(recorded, puzzle)
         nums, target = pg.parse_puzzle(puzzle)
-        scores = {pg.explain(text, nums, target).equation_score for text in group.values()}
-        assert len(group) == 5 and scores == {0.0, 1.0}
+        found = [pg.explain(text, nums, target) for text in group.values()]
+        assert len(group) == 5 and {x.equation_score for x in found} == {0.0, 1.0}
+        scores = {(x.format_score, x.equation_score) for x in found}
+        assert (len(scores) == 3) == (i < 2)
 
 
 class Driven:
@@ -331,7 +332,7 @@ def lab(recorded):
 
 
 def test_it_starts_with_a_recorded_completion_and_its_group(lab, recorded):
-    puzzle = pg.telling_puzzles(recorded)[0]
+    puzzle = pg.TELLING[0]
     assert lab["puzzle"].value == puzzle
     assert lab["completion"].value == next(iter(pg.group_of(recorded, puzzle).values()))
     assert lab.where == "1 of 30: before training, temperature 1, run cpu-seed0"

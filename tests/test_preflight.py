@@ -69,7 +69,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     usage = collections.namedtuple("usage", "total used free")
     state.disk = 100 << 30
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(1 << 40, 0, state.disk))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1 << 40, 0, state.disk))
     state.memory = 100 << 30
     monkeypatch.setattr("psutil.virtual_memory",
                         lambda: types.SimpleNamespace(available=state.memory))

@@ -1,4 +1,4 @@
-"""The generator, the list of all puzzles, and splits that cannot leak."""
+"""Canonical forms, and splits that cannot leak."""
 
 
 import pandas as pd

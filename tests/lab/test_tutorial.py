@@ -94,6 +94,6 @@ def test_read_only_runs(tmp_path, runs, capsys):
 
 def test_full_disk(tmp_path, runs, capsys, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1 << 20)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert tutorial.main([write(tmp_path / "01_a.ipynb", new_code_cell("1"))]) == 1
     assert "0.0 GiB free" in capsys.readouterr().err
