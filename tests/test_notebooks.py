@@ -35,6 +35,9 @@ def test_badge_and_set_up_cell_name_the_repository(name):
     first = next(iter(BOOKS.values())).cells[1].source
     assert f'url = "{REPOSITORY}"' in first
     assert book.cells[1].source == first  # one set-up cell, the same everywhere
+    assert first.startswith("# @title ")  # folded, with a title, on Colab and in JupyterLab
+    assert book.cells[1].metadata.cellView == "form"
+    assert book.cells[1].metadata.jupyter.source_hidden
 
 
 def test_the_address_stands_nowhere_else():
@@ -67,8 +70,15 @@ def test_committed_with_outputs_in_order_and_without_this_machine(name):
     shown = re.sub(r"'image/png': '[^']*'", "", shown)
     assert not re.search(r"/(work|root|home|tmp|Users)/\w", shown)
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-    checked = [cell for cell in cells if "NBVAL_CHECK_OUTPUT" in cell.source]
+    checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert checked and all(cell.outputs for cell in checked)
+    assert "NBVAL" not in str([cell.source for cell in cells])  # a tag says it, no comment
+
+
+@each
+def test_colab_is_asked_for_a_gpu_only_where_one_is_used(name):
+    wants = BOOKS[name].metadata.get("accelerator") == "GPU"
+    assert wants == (name[:2] in ("04", "05"))
 
 
 def test_they_run_from_fresh_kernels(monkeypatch, tmp_path, capsys):
