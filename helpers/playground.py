@@ -7,9 +7,8 @@ types. A completion is text from outside: it is shown, never executed, and never
 import html
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, namedtuple
 from fractions import Fraction
-from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,50 +17,34 @@ import pandas as pd
 from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
 from helpers.paths import DATA
 from helpers.prompts import parse_completion
-from helpers.rewards import ANSWER, PRECISION, RIGHT_SIDE
-from helpers.rewards import equation_reward_func as equation_rewards
-from helpers.rewards import strict_format_reward_func as format_rewards
+from helpers.rewards import ANSWER, PRECISION, RIGHT_SIDE, is_correct, strict_format_reward_func
 
 LONGEST_SHOWN = 20_000  # characters; the scores are of the whole text
-EXAMPLE_FORM = "<think>...</think>\n<answer>... = ...</answer>"
+PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 -> 12"
 # recorded puzzles that a part of their group solves; the groups of the first two have three scores
 TELLING = ("8, 11, 12 -> 44", "7, 7, 7 -> 56", "1, 1, 2 -> 1", "1, 4, 12 -> 3", "2, 3, 8 -> 13",
            "2, 5, 9 -> 55", "2, 10, 10 -> 22", "3, 8, 10 -> 15", "4, 6, 7 -> 9", "5, 7, 8 -> 6",
            "6, 6, 10 -> 9", "7, 8, 10 -> 25")
-PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 -> 12"
-
-_TAG = re.compile(r"</?(?:think|answer)>")
-_TOKEN = re.compile(r"[^\s+\-*/()]+|[\s+\-*/()]+")
+# The look of each kind of part: an element that still says something where styles are stripped, a
+# style, and the words of the legend. Dark letters on every coloured ground: the page may be dark.
+KINDS = {
+    "newline": ("span", "", ""), "operator": ("span", "", ""), "equals": ("b", "", ""),
+    "tag": ("b", "color:#6a3d9a;background:#eee6f6", "tag"),
+    "thought": ("i", "color:#111;background:#e8eef5", "thought, not scored"),
+    "number": ("b", "color:#111;background:{}", "given number"),
+    "wrong number": ("mark", "color:#fff;background:#b00020", "not given, or used too often"),
+    "right side": ("u", "color:#111;background:#d9d9d9", "right side"),
+    "outside": ("mark", "color:#fff;background:#5d4037", "text outside the parts"),
+    "unread": ("s", "color:#111;background:#ffd9b3", "answer that cannot be read"),
+}
+_GROUNDS = ("#8fd0f5", "#ffc34d", "#63cfae", "#f3e95c", "#e6a3c8", "#f59a5f")  # of given a, b, ...
 _PUZZLE = re.compile(r"\s*([0-9]{1,6}(?:[\s,]+[0-9]{1,6}){1,5})\s*(?:->|=|→)\s*([0-9]{1,6})\s*",
                      re.ASCII)
-_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))  # control, surrogate, unassigned...
-_TOLERANCE = Fraction(1, PRECISION)
-_AFTER = {"<think>": "thought", "<answer>": "unread"}  # what follows a tag, else "outside"
 
-
-class Part(NamedTuple):
-    """A stretch of a completion; the parts of a completion join to the whole of it."""
-
-    kind: str  # a key of `KINDS`
-    text: str
-    given: int | None = None  # of a number: which of the given ones it uses, counted from 0
-
-
-class Explanation(NamedTuple):
-    """What `explain` finds; a reward that is full has no reasons, any other at least one."""
-
-    parts: tuple[Part, ...]
-    unused: tuple[int, ...]
-    format_score: float
-    equation_score: float
-    format_reasons: tuple[str, ...]
-    equation_reasons: tuple[str, ...]
-
-
-def _scores(texts, nums, target):
-    """Both rewards of completions of one puzzle."""
-    n = len(texts)
-    return format_rewards(texts), equation_rewards([""] * n, texts, [target] * n, [list(nums)] * n)
+# `given` says which of the given numbers, counted from 0, a part of kind "number" uses
+Part = namedtuple("Part", "kind text given", defaults=[None])
+Explanation = namedtuple("Explanation", "parts unused format_score equation_score format_reasons "
+                                        "equation_reasons")
 
 
 def explain(text, nums, target):
@@ -75,144 +58,114 @@ def explain(text, nums, target):
     Returns
     -------
     Explanation
-        The scores are those of `helpers.rewards`; the reasons are plain text, to be escaped.
+        The parts join to the text; `unused` are the places of the given numbers that none uses.
+        Scores are those of `helpers.rewards`; reasons are plain text, none for a full reward.
     """
     nums, target, parsed = [int(n) for n in nums], int(target), parse_completion(text)
-    parts = tuple(_parts(text, nums, parsed.equation))
-    return Explanation(
-        parts, tuple(sorted(set(range(len(nums))) - {part.given for part in parts})),
-        *(scores[0] for scores in _scores([text], nums, target)),
-        tuple(_format_reasons(text, parsed.answer)),
-        tuple(_equation_reasons(text, parsed.equation, nums, target)))
+    parts = tuple(part for part in _parts(text, nums, parsed.equation) if part.text)
+    unused = set(range(len(nums))) - {part.given for part in parts}
+    faults = (_format_faults(text, parsed.answer),
+              _equation_faults(text, parsed.equation, nums, target))
+    scores = *strict_format_reward_func([text]), float(is_correct(text, nums, target))
+    reasons = (tuple(words for holds, words in pairs if holds) for pairs in faults)
+    return Explanation(parts, tuple(sorted(unused)), *scores, *reasons)
 
 
 def _parts(text, nums, equation):
-    start = len(text) if equation is None else text.index("<answer>") + len("<answer>")
-    yield from _walk(text[:start], "outside")
-    if equation is not None:
-        yield from _equation_parts(equation, nums)
-        yield from _walk(text[start + len(equation) :], "unread")
-
-
-def _walk(text, where):
-    """Split at the tags; `where` is the kind of what stands before the first of them."""
-    place, before = 0, ""
-    for match in [*_TAG.finditer(text), None]:
-        chunk = text[place : match.start() if match else len(text)]
-        tag = match.group() if match else ""
-        demanded = (before, tag) in (("</think>", "<answer>"), ("</answer>", ""))
-        if chunk:
-            yield Part("newline" if chunk == "\n" and demanded else where, chunk)
-        if match:
-            yield Part("tag", tag)
-            place, before, where = match.end(), tag, _AFTER.get(tag, "outside")
+    pieces = re.split("(</?(?:think|answer)>)", text)  # text and tags in turn
+    if equation is not None:  # tags within it are a part of its text
+        pieces[pieces.index("<answer>") + 1 : pieces.index("</answer>")] = [equation]
+    tags = pieces[1::2]
+    for before, piece, after in zip(["", *tags], pieces[::2], [*tags, ""], strict=True):
+        if before == "<answer>" and equation is not None and len(equation) <= 2 * MAX_LENGTH:
+            yield from _equation_parts(equation, nums)
+        elif piece == "\n" and (before, after) in (("</think>", "<answer>"), ("</answer>", "")):
+            yield Part("newline", piece)
+        elif piece:
+            yield Part({"<think>": "thought", "<answer>": "unread"}.get(before, "outside"), piece)
+        yield Part("tag", after)
 
 
 def _equation_parts(equation, nums):
-    read = len(equation) <= 2 * MAX_LENGTH
-    left, equals, right = equation.partition("=") if read else ("", "", equation)
-    free = list(enumerate(map(str, nums)))  # the given numbers that are not used yet
-    for token in _TOKEN.findall(left):
-        given = next((pair for pair in free if pair[1] == token), None)
-        if token[0].isspace() or token[0] in "+-*/()":
-            yield Part("operator", token)
-        elif given:
-            free.remove(given)
-            yield Part("number", token, given[0])
+    left, equals, right = equation.partition("=")
+    free = [str(n) for n in nums]
+    for token in re.findall(r"[^\s+\-*/()]+|[\s+\-*/()]+", left):
+        if token in free:
+            place = free.index(token)
+            free[place] = None  # each given number is used once
+            yield Part("number", token, place)
         else:
-            yield Part("wrong number", token)
-    if equals:
-        yield Part("equals", "=")
-    if right:
-        yield Part("right side" if read and "=" not in right else "unread", right)
+            yield Part("wrong number" if written_numbers(token) else "operator", token)
+    yield Part("equals", equals)
+    yield Part("unread" if "=" in right else "right side", right)
 
 
-def _format_reasons(text, answer):
+def _format_faults(text, answer):
+    """Yield every possible fault: whether it is there, and the words for it."""
     if answer is not None:
         lines = len(answer.strip().splitlines())
-        if lines != 1:
-            yield "the answer is empty" if lines == 0 else f"the answer has {lines} lines, not one"
-        if "=" not in answer:
-            yield "the answer has no ="
         others = sorted(c for c in set(answer) if not ANSWER.fullmatch(c))
-        if others:
-            yield f"the answer may not hold {_listed([_named(c) for c in others])}"
+        codes = [f"U+{ord(c):04X}, {unicodedata.name(c, '')}".removesuffix(", ") for c in others]
+        names = [f"{_quoted(c)} ({code})" for c, code in zip(others, codes, strict=True)]
+        yield lines == 0, "the answer is empty"
+        yield lines > 1, f"the answer has {lines} lines, not one"
+        yield "=" not in answer, "the answer has no ="
+        yield others, f"the answer may not hold {_listed(names)}"
         return
     body = text.removesuffix("\n")
-    if not body.startswith("<think>"):
-        start = body.find("<think>")
-        yield ("there is no <think>" if start < 0 else
-               f"before <think> stands {_quoted(body[:start])}; nothing may")
-    if "</think>\n<answer>" not in body:
-        opened = body.find("<answer>")
-        closed = body.rfind("</think>", 0, max(opened, 0))
-        missing = [f"no {tag}" for tag in ("</think>", "<answer>") if tag not in body]
-        between = body[closed + len("</think>") : opened]
-        yield (f"there is {' and '.join(missing)}" if missing else
-               "<answer> stands before </think>" if closed < 0 else
-               f"between </think> and <answer> stands {_quoted(between)}, not one newline"
-               if between else "between </think> and <answer> there is no newline")
-    if not body.endswith("</answer>"):
-        end = body.rfind("</answer>")
-        yield ("there is no </answer>" if end < 0 else
-               f"after </answer> stands {_quoted(body[end + len('</answer>') :])}; nothing may")
+    before, think, _ = body.partition("<think>")
+    _, closed, between = body.partition("<answer>")[0].rpartition("</think>")
+    _, end, after = body.rpartition("</answer>")
+    missing = " and ".join(f"no {tag}" for tag in ("</think>", "<answer>") if tag not in body)
+    yield not think, "there is no <think>"
+    yield think and before, f"before <think> stands {_quoted(before)}; nothing may"
+    yield missing, f"there is {missing}"
+    if not missing and "</think>\n<answer>" not in body:
+        yield not closed, "<answer> stands before </think>"
+        yield closed and not between, "between </think> and <answer> there is no newline"
+        yield (closed and between,
+               f"between </think> and <answer> stands {_quoted(between)}, not one newline")
+    yield not end, "there is no </answer>"
+    yield end and after, f"after </answer> stands {_quoted(after)}; nothing may"
 
 
-def _equation_reasons(text, equation, nums, target):
+def _equation_faults(text, equation, nums, target):
+    """Yield as `_format_faults` does."""
     if equation is None:
         opened, closed = text.count("<answer>"), text.count("</answer>")
-        yield ("</answer> stands before <answer>" if opened == closed == 1 else
-               f"there has to be one <answer> and one </answer>, not {opened:,} and {closed:,}")
-    elif len(equation) > 2 * MAX_LENGTH:
-        yield f"the answer has {len(equation):,} characters; at most {2 * MAX_LENGTH} are read"
-    elif equation.count("=") != 1:
-        yield f"the answer has {equation.count('=')} equals signs, not one"
-    else:
-        yield from _side_reasons(*equation.split("="), nums, target)
-
-
-def _side_reasons(left, right, nums, target):
+        yield True, (
+            "</answer> stands before <answer>" if opened == closed == 1 else
+            f"there has to be one <answer> and one </answer>, not {opened:,} and {closed:,}")
+        return
+    sides, length = equation.split("="), len(equation)
+    long = length > 2 * MAX_LENGTH
+    yield long, f"the answer has {length:,} characters; at most {2 * MAX_LENGTH} are read"
+    yield not long and len(sides) != 2, f"the answer has {len(sides) - 1} equals signs, not one"
+    if long or len(sides) != 2:
+        return
+    left, right = sides
     shown = Fraction(right.strip()) if RIGHT_SIDE.fullmatch(right) else None
-    if shown is None:
-        yield ("the right side is empty" if not right.strip() else
-               f"the right side, {_quoted(right)}, is not a plain number of at most 12 digits")
-    elif abs(shown - target) > 2 * _TOLERANCE:
-        yield f"the right side is {_number(shown)}, not the target {target}"
+    yield not right.strip(), "the right side is empty"
+    yield (right.strip() and shown is None,
+           f"the right side, {_quoted(right)}, is not a plain number of at most 12 digits")
+    yield (shown is not None and abs(shown - target) * PRECISION > 2,
+           f"the right side is {_number(shown)}, not the target {target}")
     used, given = Counter(written_numbers(left)), Counter(map(str, nums))
-    others = sorted(set(used) - set(given))
-    if others:
-        yield f"not among the given numbers: {_listed([_quoted(token) for token in others])}"
+    others = sorted(used.keys() - given)
+    yield others, f"not among the given numbers: {_listed([_quoted(token) for token in others])}"
     for number, times in given.items():
-        if used[number] == 0:
-            yield f"{number} is {f'given {_times(times)} and ' if times > 1 else ''}not used"
-        elif used[number] != times:
-            yield f"{number} is given {_times(times)} and used {_times(used[number])}"
+        often, uses = ({1: "once", 2: "twice"}.get(n, f"{n} times") for n in (times, used[number]))
+        yield used[number] == 0, f"{number} is {f'given {often} and ' if times > 1 else ''}not used"
+        yield used[number] not in (0, times), f"{number} is given {often} and used {uses}"
     try:
         value = evaluate(left)
     except ValueError as error:
-        yield f"the left side {_quoted(left)} has no value: {error}"
+        yield True, f"the left side {_quoted(left)} has no value: {error}"
         return
-    if abs(value - target) > _TOLERANCE:
-        yield f"the left side is {_number(value)}, not the target {target}"
-    if shown is not None and abs(value - shown) > _TOLERANCE:
-        yield f"the two sides differ: {_number(value)} is not {_number(shown)}"
-
-
-def _times(count):
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
-def _listed(names, most=4):
-    return ", ".join(names[:most] + [f"{len(names) - most:,} more"] * (len(names) > most))
-
-
-def _named(character):
-    name = unicodedata.name(character, "")
-    return f"{_quoted(character)} (U+{ord(character):04X}{f', {name}' if name else ''})"
-
-
-def _quoted(text, most=40):
-    return f"“{_visible(text[:most])}{'…' if len(text) > most else ''}”"
+    yield (abs(value - target) * PRECISION > 1,
+           f"the left side is {_number(value)}, not the target {target}")
+    yield (shown is not None and abs(value - shown) * PRECISION > 1,
+           f"the two sides differ: {_number(value)} is not {_number(shown)}")
 
 
 def _number(value):
@@ -220,47 +173,36 @@ def _number(value):
     return exact if len(exact) <= 24 else f"about {float(value):.12g}"
 
 
+def _listed(names, most=4):
+    return ", ".join(names[:most] + [f"{len(names) - most:,} more"] * (len(names) > most))
+
+
+def _quoted(text, most=40):
+    return f"“{_visible(text[:most])}{'…' if len(text) > most else ''}”"
+
+
 def _visible(text):
     """Write out what a page cannot show, or what would reorder or hide other text."""
-    if text.isascii() and text.isprintable():
+    if text.isascii() and text.isprintable():  # most are, and this is fast
         return text
-    return "".join(f"‹U+{ord(c):04X}›" if c not in "\n\t" and unicodedata.category(c) in _UNSEEN
-                   else c for c in text)
-
-
-# The look of each kind, as an element that still says something where styles are stripped, a
-# style, and the words of the legend. Dark letters on every coloured ground: the page may be dark.
-KINDS = {
-    "tag": ("b", "color:#6a3d9a;background:#eee6f6", "tag"),
-    "thought": ("i", "color:#111;background:#e8eef5", "thought, not scored"),
-    "newline": ("span", "", ""),
-    "operator": ("span", "", ""),
-    "number": ("b", "color:#111;background:{}", "given number"),
-    "wrong number": ("mark", "color:#fff;background:#b00020", "not given, or used too often"),
-    "equals": ("b", "", ""),
-    "right side": ("u", "color:#111;background:#d9d9d9", "right side"),
-    "outside": ("mark", "color:#fff;background:#5d4037", "text outside the parts"),
-    "unread": ("s", "color:#111;background:#ffd9b3", "answer that cannot be read"),
-}
-_GROUNDS = ("#8fd0f5", "#ffc34d", "#63cfae", "#f3e95c", "#e6a3c8", "#f59a5f")  # of given a, b, ...
-_CELL = "padding:2px 10px;text-align:left;vertical-align:top;line-height:1.4"
+    return text.translate({  # C...: control characters, surrogates, what is not assigned
+        ord(c): f"‹U+{ord(c):04X}›" for c in set(text) - {"\n", "\t"}
+        if unicodedata.category(c).startswith(("C", "Zl", "Zp"))})
 
 
 def _span(part):
     element, style, words = KINDS[part.kind]
-    shown, label = html.escape(_visible(part.text)), ""
-    if part.given is not None:
-        letter = chr(ord("a") + part.given % 26)
-        label, words = f"<sub>{letter}</sub>", f"given number {letter}"
-        style = style.format(_GROUNDS[part.given % len(_GROUNDS)])
-    hover = f' title="{words}"' if words else ""
-    style = f' style="{style}"' if style else ""
-    return f'<{element} data-part="{part.kind}"{hover}{style}>{shown}{label}</{element}>'
+    letter = "" if part.given is None else chr(ord("a") + part.given % 26)
+    title, label = (f"{words} {letter}", f"<sub>{letter}</sub>") if letter else (words, "")
+    style = style.format(_GROUNDS[(part.given or 0) % len(_GROUNDS)])
+    look = f' title="{title}" style="{style}"' if words else ""
+    shown = html.escape(_visible(part.text))
+    return f'<{element} data-part="{part.kind}"{look}>{shown}{label}</{element}>'
 
 
 def message(text):
     """Return a note to the reader as HTML; `text` is escaped."""
-    return (f'<p data-part="message" style="color:#111;background:#fff3c4;padding:2px 8px">'
+    return ('<p data-part="message" style="color:#111;background:#fff3c4;padding:2px 8px">'
             f"<b>Note:</b> {html.escape(_visible(text))}</p>")
 
 
@@ -270,46 +212,41 @@ def render(text, nums, target):
     Takes what `explain` takes; returns HTML (str) without scripts, links or style sheets. The text
     is escaped; what cannot be shown is written out as ‹U+0000›.
     """
-    found, left = explain(text, nums, target), LONGEST_SHOWN
-    notes = {
-        "The completion is empty: type or paste one, or step through the recorded.":
-            not text.strip(),
-        f"{len(text):,} characters: the first {LONGEST_SHOWN:,} are shown, the scores are of the "
-        "whole text.": len(text) > LONGEST_SHOWN,
-        "Characters that a page cannot show are written out, like ‹U+0000›.":
-            _visible(text) != text,
-        "\ufffd stands for half of a surrogate pair, or another damaged character.":
-            "\ufffd" in text,
-    }
-    spans = []
+    notes = (
+        (not text.strip(),
+         "The completion is empty: type or paste one, or step through the recorded."),
+        (len(text) > LONGEST_SHOWN, f"{len(text):,} characters: the first {LONGEST_SHOWN:,} are "
+                                    "shown, the scores are of the whole text."),
+        (_visible(text) != text,
+         "Characters that a page cannot show are written out, like ‹U+0000›."),
+        ("\ufffd" in text,
+         "\ufffd stands for half of a surrogate pair, or another damaged character."))
+    notes = "".join(message(words) for holds, words in notes if holds)
+    found, spans, left = explain(text, nums, target), "", LONGEST_SHOWN
     for part in found.parts:
-        spans += [_span(part._replace(text=part.text[:left]))] if left > 0 else []
+        spans += _span(part._replace(text=part.text[:left])) if left > 0 else ""
         left -= len(part.text)
-    given = [_span(Part("number", str(int(number)), i)) + " (not used)" * (i in found.unused)
-             for i, number in enumerate(nums)]
-    looks = [KINDS[kind] for kind in dict.fromkeys(part.kind for part in found.parts)]
+    given = ", ".join(_span(Part("number", str(int(n)), i)) + " (not used)" * (i in found.unused)
+                      for i, n in enumerate(nums))
+    looks = map(KINDS.get, dict.fromkeys(part.kind for part in found.parts))
     legend = "; ".join(f'<{element} style="{style.format(_GROUNDS[0])}">{words}</{element}>'
                        for element, style, words in looks if words)
-    results = (("format", found.format_score, found.format_reasons),
-               ("equation", found.equation_score, found.equation_reasons))
-    rows = "".join(_row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0',
-                         f'<ul style="margin:0;padding-left:1.2em">{"".join(map(_item, why))}</ul>'
-                         if why else "nothing is missing"]) for name, score, why in results)
-    return (f'<div data-part="verdict">{"".join(message(n) for n, true in notes.items() if true)}'
-            f"<p>Given: {', '.join(given)}. Target: <b>{int(target)}</b></p>"
+    rows = ""
+    for name, score, reasons in (("format", found.format_score, found.format_reasons),
+                                 ("equation", found.equation_score, found.equation_reasons)):
+        li = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+        why = f'<ul style="margin:0;padding-left:1.2em">{li}</ul>' if li else "nothing is missing"
+        rows += _row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0', why])
+    return (f'<div data-part="verdict">{notes}<p>Given: {given}. Target: <b>{int(target)}</b></p>'
             '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;'
             'overflow:auto;line-height:1.7;border:1px solid #999;padding:4px 8px">'
-            f"{''.join(spans)}</pre><p><small>{legend}</small></p>"
-            f"<table><tbody>{rows}</tbody></table></div>")
+            f"{spans}</pre><p><small>{legend}</small></p><table><tbody>{rows}</tbody></table></div>")
 
 
 def _row(cells, element="td"):
-    cells = "".join(f'<{element} style="{_CELL}">{cell}</{element}>' for cell in cells)
+    style = "padding:2px 10px;text-align:left;vertical-align:top;line-height:1.4"
+    cells = "".join(f'<{element} style="{style}">{cell}</{element}>' for cell in cells)
     return f"<tr>{cells}</tr>"
-
-
-def _item(reason):
-    return f"<li>{html.escape(_visible(reason))}</li>"
 
 
 def advantages(rewards):
@@ -334,10 +271,8 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
 
     Parameters
     ----------
-    completions : dict of str to str
-        Completions by name.
-    nums, target : sequence of int, int
-        The puzzle.
+    completions, nums, target : dict of str to str, sequence of int, int
+        Completions by name, and their puzzle.
     weights : tuple of float
         Of the format reward and the equation reward (`reward_weights` in trl).
 
@@ -349,31 +284,28 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
     if len(completions) < 2:
         return message("Advantages compare the completions of one group; for this puzzle none "
                        "are recorded.")
-    texts = list(completions.values())
-    form, equation = map(np.array, _scores(texts, nums, target))
+    form = np.array(strict_format_reward_func(completions.values()))
+    equation = np.array([float(is_correct(text, nums, target)) for text in completions.values()])
     total = weights[0] * form + weights[1] * equation
-    rows = []
-    for name, text, *scores, advantage in zip(completions, texts, form, equation, total,
-                                              advantages(total), strict=True):
+    rows = ""
+    for (name, text), *numbers, advantage in zip(completions.items(), form, equation, total,
+                                                 advantages(total), strict=True):
         answer = parse_completion(text).equation
         answer = "no single answer" if answer is None else _quoted(answer.strip())
-        rows.append(_row([html.escape(_visible(name)), html.escape(answer),
-                          *(f"{score:.2f}" for score in scores), _bar(advantage)]))
-    heads = ("completion", "answer", "format", "equation", "weighted sum", "advantage")
+        width = min(abs(advantage), 3) * 20  # of a bar to the right or left of zero, in pixels
+        left, ground = (60, "#0072b2") if advantage > 0 else (60 - width, "#d55e00")
+        bar = (
+            '<span style="white-space:nowrap"><span data-part="advantage" style="display:'
+            f'inline-block;width:3.5em">{advantage:+.2f}</span><span style="display:inline-block;'
+            f'height:0.8em;margin-left:{left:.0f}px;width:{width:.0f}px;background:{ground}">'
+            "</span></span>")
+        rows += _row([html.escape(_visible(name)), html.escape(answer),
+                      *(f"{number:.2f}" for number in numbers), bar])
+    head = _row(("completion", "answer", "format", "equation", "weighted sum", "advantage"), "th")
     note = "" if np.ptp(total) > 0 else message(
         "All weighted sums are equal: every advantage is 0, and the group teaches nothing.")
-    return (f'<div data-part="group">{note}<table><thead>{_row(heads, "th")}</thead>'
-            f"<tbody>{''.join(rows)}</tbody></table></div>")
-
-
-def _bar(advantage):
-    """Draw an advantage as a bar to the right or left of zero, 3 at most (60 px)."""
-    width = min(abs(advantage), 3) * 20
-    left, ground = (60, "#0072b2") if advantage > 0 else (60 - width, "#d55e00")
-    return (f'<span style="white-space:nowrap"><span data-part="advantage" '
-            f'style="display:inline-block;width:3.5em">{advantage:+.2f}</span><span style="'
-            f"display:inline-block;height:0.8em;margin-left:{left:.0f}px;width:{width:.0f}px;"
-            f'background:{ground}"></span></span>')
+    return (f'<div data-part="group">{note}<table><thead>{head}</thead>'
+            f"<tbody>{rows}</tbody></table></div>")
 
 
 def parse_puzzle(text):
@@ -408,8 +340,8 @@ def recorded_completions():
     columns = ["stage", "temperature", "nums", "target", "completion"]
     frame = pd.concat([pd.read_parquet(path, columns=columns).assign(run=path.parent.name)
                        for path in sorted(DATA.glob("*/cpu-seed*/evaluation.parquet"))])
-    pairs = zip(frame.pop("nums"), frame.pop("target"), strict=True)
-    frame["puzzle"] = [write_puzzle(sorted(nums), target) for nums, target in pairs]
+    numbers, targets = frame.pop("nums").map(sorted), frame.pop("target")
+    frame["puzzle"] = list(map(write_puzzle, numbers, targets))
     return frame.sort_values(["stage", "temperature", "run"], kind="stable",
                              ascending=[False, False, True], ignore_index=True)
 
@@ -448,60 +380,47 @@ def playground(recorded, presets=None):
     presets : dict of str to tuple, optional
         More completions to choose, by name: ``(text, nums, target)``.
     """
-
-    def wide(width, **more):
-        return {"layout": {"width": width, **more}, "style": {"description_width": "9em"}}
-
-    choices = {f"recorded: {puzzle}": (None, *parse_puzzle(puzzle))
-               for puzzle in TELLING} | (presets or {})
-    choice = widgets.Dropdown(options=list(choices), description="choose", **wide("60%"))
-    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, **wide("60%"))
+    choices = {f"recorded: {puzzle}": (None, *parse_puzzle(puzzle)) for puzzle in TELLING}
+    choices |= presets or {}
+    style, line = {"description_width": "9em"}, {"width": "60%"}
+    choice = widgets.Dropdown(options=list(choices), description="choose", layout=line, style=style)
+    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, layout=line, style=style)
+    box = _Area(description="completion", layout={"width": "98%", "height": "9em"}, style=style,
+                placeholder="<think>...</think>\n<answer>... = ...</answer>")
     back, onward = (widgets.Button(description=name, layout={"width": "8em"})
                     for name in ("◀ previous", "next ▶"))
-    box = _Area(description="completion", placeholder=EXAMPLE_FORM,
-                **wide("98%", height="9em"))
     sliders = [widgets.FloatSlider(1.0, min=0, max=2, step=0.1, description=f"{name} weight",
-                                   style={"description_width": "9em"})
-               for name in ("format", "equation")]
-    where, verdict, group = (widgets.HTML(layout={"width": width})
-                             for width in ("auto", "98%", "98%"))
-    rows, place, asked = recorded[:0], 0, None  # the puzzle's rows, the one shown, the puzzle
+                                   style=style) for name in ("format", "equation")]
+    where, verdict, group = (widgets.HTML(layout={"width": x}) for x in ("auto", "98%", "98%"))
+    rows, place = recorded[:0], 0  # what is recorded for the puzzle, and which of it is shown
 
-    def show_group(*_):
-        completions = {} if asked is None else group_of(recorded, write_puzzle(sorted(asked[0]),
-                                                                               asked[1]))
+    def show(change):
+        nonlocal rows, place
+        try:
+            nums, target = parse_puzzle(puzzle.value)
+        except ValueError as error:
+            rows = recorded[:0]
+            where.value, verdict.value, group.value = "", message(str(error)), ""
+            return
+        written = write_puzzle(sorted(nums), target)
+        if change.owner is puzzle:
+            rows, place = recorded[recorded["puzzle"] == written], 0
+            where.value = f"{len(rows)} recorded" if len(rows) else "none recorded for this puzzle"
+        completions = group_of(rows, written)
         if completions and box.value.strip() and box.value not in completions.values():
             completions["the one above"] = box.value
-        group.value = "" if asked is None else render_group(
-            completions, *asked, [slider.value for slider in sliders])
-
-    def show(*_):
-        if asked is not None:
-            verdict.value = render(box.value, *asked)
-        show_group()
+        if change.owner not in sliders:  # the weights change no score
+            verdict.value = render(box.value, nums, target)
+        group.value = render_group(completions, nums, target, [slider.value for slider in sliders])
 
     def step(by):
         nonlocal place
-        if not len(rows):
-            return
-        place = (place + by) % len(rows)
-        row = rows.iloc[place]
-        where.value = html.escape(
-            f"{place + 1} of {len(rows)}: {row['stage']} training, temperature "
-            f"{row['temperature']:g}, run {row['run']}")
-        box.value = row["completion"]
-
-    def new_puzzle(*_):
-        nonlocal rows, place, asked
-        rows, place, asked = recorded[:0], 0, None
-        try:
-            asked = nums, target = parse_puzzle(puzzle.value)
-        except ValueError as error:
-            where.value, verdict.value = "", message(str(error))
-        else:
-            rows = recorded[recorded["puzzle"] == write_puzzle(sorted(nums), target)]
-            where.value = f"{len(rows)} recorded" if len(rows) else "none recorded for this puzzle"
-        show()
+        if len(rows):
+            place = (place + by) % len(rows)
+            row = rows.iloc[place]
+            where.value = html.escape(f"{place + 1} of {len(rows)}: {row['stage']} training, "
+                                      f"temperature {row['temperature']:g}, run {row['run']}")
+            box.value = row["completion"]
 
     def choose(*_):
         text, nums, target = choices[choice.value]
@@ -511,9 +430,9 @@ def playground(recorded, presets=None):
         else:
             box.value = _sendable(text)
 
-    for widget, answer in ((puzzle, new_puzzle), (box, show), (choice, choose),
-                           *((slider, show_group) for slider in sliders)):
-        widget.observe(answer, "value")
+    for widget in (puzzle, box, *sliders):
+        widget.observe(show, "value")
+    choice.observe(choose, "value")
     back.on_click(lambda _: step(-1))
     onward.on_click(lambda _: step(1))
     choose()
