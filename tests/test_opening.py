@@ -1,6 +1,7 @@
 """`make lab` in a real browser: what a newcomer sees first, and what opening a notebook changes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def opened(tmp_path_factory):
         book = json.loads(path.read_text(encoding="utf-8"))
         book["metadata"]["language_info"]["version"] = ".".join(map(str, sys.version_info[:3]))
         path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(["make", "-n", "-o", ".venv/.installed", "lab"], cwd=copy, text=True,
-                           capture_output=True, check=True).stdout
+                           capture_output=True, check=True, env=own).stdout  # also under make test
     _, *arguments = shown.strip().splitlines()[-1].split()
     command = [sys.executable, "-m", "jupyter", *arguments]
     with jupyterlab(command, folder, cwd=copy) as (address, token), browser() as chromium:
