@@ -1,6 +1,6 @@
 """GRPO from scratch: every piece of a training step in plain PyTorch, short enough to read aloud.
 
-Notebook 06 derives the pieces one by one and prints them from here; tests/test_scratch.py holds
+Notebook 06 derives the pieces one by one and prints them from here; tests/lab/test_scratch.py holds
 them against trl. B completions of up to C tokens are (B, C) tensors; a group's completions stand
 in consecutive rows.
 """
