@@ -1,6 +1,5 @@
 """Figures of the recorded runs."""
 
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -8,12 +7,9 @@ import pytest
 from helpers import runs
 from lab.figures import reference_figure, seeds_curve
 
-COLUMNS = ["stage", "temperature", "sample", "nums", "target", "completion", "tokens", "correct"]
 
 def graded(k, n, **columns):
     return pd.DataFrame({"correct": [True] * k + [False] * (n - k), **columns})
-
-
 
 
 def test_a_seeds_curve_is_the_mean_with_the_range_around_it():
