@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+STUDENT := student
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 TORCH := $(shell sed -n 's/^cpu = \["\(torch==[0-9.]*\)"\].*/\1/p' pyproject.toml)
@@ -16,7 +17,7 @@ GPU_ENV = $(PYTHON) -c 'import pytest, torch, helpers' 2>/dev/null || { \
 	"conda activate countdown-grpo" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab test-gpu test-gpu-notebooks clean
+.PHONY: help tutorial test lab student test-gpu test-gpu-notebooks clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -40,6 +41,13 @@ test: $(STAMP)  ## lint, unit tests, and every notebook in its short CPU form
 lab: $(STAMP)  ## open the first notebook in JupyterLab
 	@test "$$(id -u)" != 0 || echo "As root JupyterLab asks for: make lab LAB_OPTIONS=--allow-root"
 	@$(VENV)/bin/jupyter lab --notebook-dir=. notebooks/01_explore_the_dataset.ipynb $(LAB_OPTIONS)
+
+student: $(STAMP)  ## write the student edition to student/: no solutions, no answers to predictions
+	@for part in . more; do \
+	$(PY) -m jupyter nbconvert --log-level=WARN --to notebook --output-dir="$(STUDENT)/$$part" \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution \
+		--TagRemovePreprocessor.remove_all_outputs_tags=answer notebooks/$$part/*.ipynb || exit 1; done
+	@echo "Written to $(STUDENT)/: open it in JupyterLab like notebooks/."
 
 test-gpu:  ## the tests that need a GPU, in the activated environment of environment.yml
 	@$(GPU_ENV)

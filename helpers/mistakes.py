@@ -7,7 +7,7 @@ import pandas as pd
 
 from helpers.arithmetic import evaluate, written_numbers
 from helpers.prompts import parse_completion
-from helpers.rewards import PRECISION, RIGHT_SIDE, is_correct
+from helpers.rewards import RIGHT_SIDE, is_correct, near
 
 KINDS = {
     "right": "the equation reward pays",
@@ -56,8 +56,7 @@ def kind(text, nums, target, tokens=0, limit=None):
         return "number twice"
     if given - used:
         return "number missing"
-    holds = abs(value - Fraction(right.strip())) * PRECISION <= 1
-    return "wrong value" if holds else "false equation"
+    return "wrong value" if near(value, Fraction(right)) else "false equation"
 
 
 def kinds(frame, limit=None):

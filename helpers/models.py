@@ -1,6 +1,7 @@
 """Load a profile's model and tokenizer, for the CPU or, through Unsloth, for a GPU."""
 
 import importlib.util
+import json
 import os
 import sys
 
@@ -25,6 +26,13 @@ def lora_settings(rank):
             "target_modules": LINEAR_LAYERS}
 
 
+def saved_lora(folder):
+    """Return the settings of the adapter that a folder holds, as `lora_settings` does, or None."""
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text()) if path.exists() else None
+    return saved and {name: saved[name] for name in lora_settings(1)}
+
+
 def starting_point(profile):
     """Return the folder of a profile's cold start, made or shipped, or None if it has none."""
     if profile.cold_start is None:
@@ -43,8 +51,18 @@ def pretrained_source(profile):
 
 
 def base_folder(profile):
-    """Return the folder of a GPU profile's cold start or, without one, of its pretrained model."""
+    """Return the folder of a profile's cold start or, without one, of its pretrained model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the cold start was not made yet.
+    """
     start = starting_point(profile)
+    if start and not list(start.glob("*.safetensors")):
+        name = "" if profile.name == "cpu" else f" {profile.name}"
+        raise FileNotFoundError(
+            f"{show(start)} holds no model: make it with `python -m lab.coldstart{name}`")
     if start or profile.revision is None:
         return str(start or profile.model)
     from huggingface_hub import snapshot_download  # vLLM takes files, but no revision
@@ -65,15 +83,16 @@ def load_tokenizer(profile):
     return tokenizer
 
 
-def load_model(profile, folder=None, seed=0, **options):
-    """Return a profile's model and tokenizer, ready for GRPO.
+def load_model(profile, folder=None, seed=0, lora=None, **options):
+    """Return a profile's model and tokenizer, ready for GRPO, as notebook 04 makes them.
 
     Parameters
     ----------
     profile, folder : helpers.profiles.Profile, path
-        What to load: the profile's own model, or the trained one in a folder.
-    seed, **options
-        On a GPU: seed of new LoRA weights; more arguments of Unsloth's ``from_pretrained``.
+        What to load: the profile's own model or, on a CPU, the trained one in a folder.
+    seed, lora, **options
+        On a GPU: seed of new LoRA weights; the adapter's settings, by default those of
+        `lora_settings`; more arguments of Unsloth's ``from_pretrained``.
 
     Returns
     -------
@@ -85,51 +104,56 @@ def load_model(profile, folder=None, seed=0, **options):
     FileNotFoundError
         If the folder holds no model.
     """
-    start = starting_point(profile)
-    folder = folder or start
     if folder and not list(folder.glob("*.safetensors")):
-        name = "" if profile.name == "cpu" else f" {profile.name}"
-        remedy = (f"make it with `python -m lab.coldstart{name}`" if folder == start
-                  else "train it with notebook 04, or name another folder")
-        raise FileNotFoundError(f"{show(folder)} holds no model: {remedy}")
-    if profile.needs_gpu:
-        return _load_unsloth(profile, folder, seed, options)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # the model is loaded in an instant
-    # float32: processors without native bfloat16 are many times slower in it
-    return (AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
-            AutoTokenizer.from_pretrained(folder))
-
-
-def _load_unsloth(profile, folder, seed, options):
+        raise FileNotFoundError(f"{show(folder)} holds no model: train it with notebook 04, or "
+                                "name another folder")
     prepare_environment(profile)
+    if not profile.needs_gpu:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = folder or base_folder(profile)
+        # float32: processors without native bfloat16 are many times slower in it
+        return (AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+                AutoTokenizer.from_pretrained(folder))
     from unsloth import FastLanguageModel  # before trl and transformers: it patches both
 
-    if profile.uses_vllm:
-        options = {"compilation_config": _decode_graphs(profile.max_num_seqs)} | options
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=str(folder or base_folder(profile)),
-        use_exact_model_name=True, random_state=seed,  # exact: not Unsloth's own copy
-        max_seq_length=profile.max_prompt_length + profile.max_completion_length,
-        load_in_4bit=profile.quantisation == "nf4", fast_inference=profile.uses_vllm,
-        max_lora_rank=profile.lora_rank, gpu_memory_utilization=vllm_share(profile, of_free=True),
-        max_num_seqs=profile.max_num_seqs, **options)  # its default depends on the memory: 8 to 256
+    lora = lora or lora_settings(profile.lora_rank)
+    model, tokenizer = FastLanguageModel.from_pretrained(**({
+        "model_name": base_folder(profile), "load_in_4bit": profile.quantisation == "nf4",
+        "max_seq_length": profile.max_prompt_length + profile.max_completion_length,
+        "max_lora_rank": lora["r"], "fast_inference": profile.uses_vllm, "random_state": seed,
+        **vllm_options(profile)} | options))
     model = FastLanguageModel.get_peft_model(
-        model, **lora_settings(profile.lora_rank), random_state=seed,
+        model, **lora, random_state=seed,
         use_gradient_checkpointing="unsloth" if profile.gradient_checkpointing else False)
     return model, tokenizer
 
 
+def vllm_options(profile):
+    """Return what Unsloth's ``from_pretrained`` hands to vLLM, measured in docs/gpu.md."""
+    options = {"use_exact_model_name": True,  # not Unsloth's own copy of the model
+               "gpu_memory_utilization": vllm_share(profile, of_free=True),
+               "max_num_seqs": profile.max_num_seqs}  # its default depends on the memory: 8 to 256
+    if profile.uses_vllm:
+        options["compilation_config"] = _decode_graphs(profile.max_num_seqs)
+    return options
+
+
 def prepare_environment(profile):
     """Set what is not set yet of the variables that Unsloth and vLLM read when imported.
+
+    On a CPU there is only a progress bar to switch off: the model is loaded in an instant.
 
     Raises
     ------
     RuntimeError
         If unsloth or trl was imported without these variables: then it would be too late.
     """
+    if not profile.needs_gpu:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        return
     # The second one: standby would take nine tenths of the card, whatever vllm_gib says.
     standby = {"UNSLOTH_VLLM_STANDBY": "1", "UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE": "1"}
     wanted = UNSLOTH_ENVIRONMENT | (standby if profile.standby else {})
@@ -178,12 +202,21 @@ def trained_model(model, profile, folder):
     Raises
     ------
     RuntimeError
-        If the folder holds an adapter of another model.
+        If the folder holds an adapter of another model, or with other settings than the model's.
     """
     if not profile.lora_rank:
         return load_model(profile, folder)[0]
     from peft import load_peft_weights, set_peft_model_state_dict
 
+    here = model.peft_config["default"]
+    for name, saved in saved_lora(folder).items():
+        value = getattr(here, name)
+        if name == "target_modules":
+            value, saved = sorted(value), sorted(saved)
+        if value != saved:
+            raise RuntimeError(f"{show(folder)} was trained with {name}={saved} and the model here "
+                               f"has {value}: load it with load_model(profile, "
+                               "lora=saved_lora(folder))")
     strange = set_peft_model_state_dict(model, load_peft_weights(str(folder))).unexpected_keys
     if strange:
         raise RuntimeError(f"{show(folder)} is an adapter of another model: it has {strange[0]}")

@@ -9,11 +9,13 @@ PANELS = {
     "equation_reward": "equations right (share)",
     "format_reward": "format reward",
     "completion_tokens": "completion length (tokens)",
-    "entropy": "entropy (nats a token)",
+    "truncated": "cut off (share)",
 }
 
+SHARES = {"equation_reward", "format_reward", "truncated", "zero_spread_groups", "clip_ratio"}
 
-def training_curves(runs, panels=PANELS, window=10):
+
+def training_curves(runs, panels=PANELS, window=10, steps=None):
     """Draw training metrics by step, a line a run: raw values faint, running means strong.
 
     Parameters
@@ -21,14 +23,18 @@ def training_curves(runs, panels=PANELS, window=10):
     runs : dict of str to list of dict
         Rows of metrics.jsonl by a name for the legend.
     panels : dict of str to str
-        Metric to axis label, one panel each.
+        Metric to title, one panel each; up to three in a row.
     window : int
         Steps in the running mean.
+    steps : int, optional
+        Where the axis of steps ends; with the longest run if not given.
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.9), squeeze=False)
-    for axis, (metric, label) in zip(axes[0], panels.items(), strict=True):
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(9, 2.6 * lines), squeeze=False)
+    for axis, (metric, title) in zip(axes.flat, panels.items(), strict=False):
         for index, (name, rows) in enumerate(runs.items()):
             table = pd.DataFrame(rows).set_index("step")
             if metric not in table:
@@ -38,11 +44,14 @@ def training_curves(runs, panels=PANELS, window=10):
             smooth = table[metric].rolling(window, min_periods=1).mean()
             axis.plot(smooth, color=color, label=name, linestyle=dashes)
         axis.set_xlabel("step")
-        axis.set_title(label, fontsize=10)
+        axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
+        axis.set_xlim(0, steps)
+        axis.set_ylim(0, 1.05 if metric in SHARES else None)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
     if len(runs) > 1:
-        axes[0][0].legend(fontsize=8)
+        axes[0][0].legend(fontsize=9)
     figure.tight_layout()
     return figure
 
@@ -85,23 +94,30 @@ def loop(stage):
     show(figure, f"The loop of GRPO: {', '.join(STAGES)}, and again; marked here: {stage}")
 
 
-def show(figure, alt):
-    """Display a figure at twice a screen's resolution, with words for who cannot see it.
+def picture(figure, alt):
+    """Return a figure as an image at twice a screen's resolution, and close it.
 
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        What is shown, and closed afterwards.
+        What is drawn.
     alt : str
-        What the figure shows, in a sentence.
+        What it shows, in a sentence, for a reader who cannot see it.
     """
     import matplotlib.pyplot as plt
-    from IPython.display import Image, display
+    from IPython.display import Image
     from PIL.Image import fromarray
 
     figure.dpi = 2 * (dpi := figure.dpi)
     figure.canvas.draw()
-    picture, file = fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), BytesIO()
-    picture.quantize(255).save(file, "png", optimize=True)  # a third of the size of full colour
+    image, file = fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), BytesIO()
+    image.quantize(255).save(file, "png", optimize=True)  # a third of the size of full colour
     plt.close(figure)
-    display(Image(file.getvalue(), width=round(figure.get_figwidth() * dpi), alt=alt))
+    return Image(file.getvalue(), width=round(figure.get_figwidth() * dpi), alt=alt)
+
+
+def show(figure, alt):
+    """Display a figure as `picture` makes it; the arguments are the same."""
+    from IPython.display import display
+
+    display(picture(figure, alt))

@@ -8,7 +8,7 @@ SYSTEM_PROMPT = (
 )
 
 # Every clause is one that a reward checks; notebook 02 goes through them one by one.
-_INSTRUCTIONS = (
+INSTRUCTIONS = (
     "Combine the numbers with + - * / and parentheses into an equation that equals the target. "
     "Use every number exactly once. Write nothing before <think>, nothing after </answer>, and "
     "exactly one newline between </think> and <answer>. Give the whole equation with its = sign, "
@@ -24,7 +24,7 @@ EXAMPLE = {
 def user_prompt(nums, target):
     """Return the user's message for the numbers (int, in the order shown) and the target."""
     numbers = ", ".join(str(int(n)) for n in nums)
-    return f"Numbers: {numbers}\nTarget: {int(target)}\n{_INSTRUCTIONS}{EXAMPLE['completion']}"
+    return f"Numbers: {numbers}\nTarget: {int(target)}\n{INSTRUCTIONS}{EXAMPLE['completion']}"
 
 
 def build_messages(nums, target):

@@ -1,15 +1,16 @@
 """The two rewards. TRL calls them with whole batches; both read the text and nothing else."""
 
 import re
+from fractions import Fraction
 
-from helpers.arithmetic import MAX_LENGTH, ratio, written_numbers
+from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
 from helpers.prompts import completion_text, parse_completion
 
 PRECISION = 100_000  # 1 / tolerance
 
 # [0-9] and re.ASCII, not \d and \s alone: those also match other scripts' digits and spaces.
 ANSWER = re.compile(r"[0-9+\-*/().=\s]*", re.ASCII)
-RIGHT_SIDE = re.compile(r"\s*(-?[0-9]{1,12})(?:\.([0-9]{1,12}))?\s*", re.ASCII)
+RIGHT_SIDE = re.compile(r"\s*-?[0-9]{1,12}(\.[0-9]{1,12})?\s*", re.ASCII)
 
 
 def strict_format_reward_func(completions, **kwargs):
@@ -27,7 +28,7 @@ def strict_format_reward_func(completions, **kwargs):
         answer is one non-empty line of digits, ``+ - * / ( ) . =`` and white space with an ``=``;
         0.1 when only the structure holds; else 0.0.
     """
-    return [_format_score(completion_text(completion)) for completion in completions]
+    return [format_score(completion_text(completion)) for completion in completions]
 
 
 def equation_reward_func(prompts, completions, target, nums, **kwargs):
@@ -55,35 +56,35 @@ def equation_reward_func(prompts, completions, target, nums, **kwargs):
     ]
 
 
+def format_score(text):
+    """Return the format reward of one completion's text: 0.0, 0.1 or 1.0."""
+    answer = parse_completion(text).answer
+    if answer is None:
+        return 0.0
+    one_line = len(answer.strip().splitlines()) == 1
+    return 1.0 if one_line and "=" in answer and ANSWER.fullmatch(answer) else 0.1
+
+
 def is_correct(text, nums, target):
     """Return whether one completion's text solves the puzzle; never raises on any text."""
     equation = parse_completion(text).equation
     if equation is None or len(equation) > 2 * MAX_LENGTH or equation.count("=") != 1:
         return False
     left, right = equation.split("=")
-    stated = RIGHT_SIDE.fullmatch(right)
-    if stated is None:
+    if not RIGHT_SIDE.fullmatch(right):
         return False
-    whole, decimals = stated.groups(default="")
-    shown, scale, goal = int(whole + decimals), 10 ** len(decimals), int(target)
-    # Cheap checks first: most wrong equations state another number than the target. Distances are
-    # compared as integers, multiplied out; the value is a / b.
-    if abs(shown - goal * scale) * PRECISION > 2 * scale:
+    stated, goal = Fraction(right) if "." in right else int(right), int(target)
+    if abs(stated - goal) > 1:  # most wrong answers are refused here, before the slower checks
         return False
-    # As text: nothing is converted that is not a given number, and 1.5 is not 1 and 5.
-    if sorted(written_numbers(left)) != sorted(map(str, nums)):
+    if sorted(written_numbers(left)) != sorted(map(str, nums)):  # as text: 1.5 is not 1 and 5
         return False
     try:
-        a, b = ratio(left)
+        value = evaluate(left)
     except ValueError:
         return False
-    near_target = abs(a - goal * b) * PRECISION <= abs(b)
-    return near_target and abs(a * scale - shown * b) * PRECISION <= abs(b) * scale
+    return near(value, goal) and near(value, stated)
 
 
-def _format_score(text):
-    answer = parse_completion(text).answer
-    if answer is None:
-        return 0.0
-    one_line = len(answer.strip().splitlines()) == 1
-    return 1.0 if one_line and "=" in answer and ANSWER.fullmatch(answer) else 0.1
+def near(a, b):
+    """Return whether two exact numbers differ by at most 1e-5: a right side may be rounded."""
+    return a == b or abs(a - b) * PRECISION <= 1

@@ -1,19 +1,27 @@
 """GRPO training around trl's own trainer: its settings, its log on disk, its resumption."""
 
 import gc
+import json
 import sys
 import time
 from contextlib import contextmanager
 
+from IPython.display import display
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from helpers.evaluation import as_shown, sample_completions
 from helpers.paths import show
-from helpers.plots import training_curves
+from helpers.plots import picture, training_curves
 from helpers.profiles import half_precision
 from helpers.prompts import build_messages
-from helpers.runs import append_row, keep_rows_until, last_checkpoint, read_rows
+from helpers.runs import (
+    append_row,
+    keep_rows_until,
+    last_checkpoint,
+    read_rows,
+    write_json,
+)
 
 METRICS = {  # trl's name of a metric -> ours
     "reward": "reward", "rewards/equation_reward_func/mean": "equation_reward",
@@ -24,6 +32,12 @@ METRICS = {  # trl's name of a metric -> ours
     "sampling/importance_sampling_ratio/mean": "vllm_ratio_mean", "grad_norm": "grad_norm",
     "loss": "loss", "learning_rate": "learning_rate", "step_time": "step_seconds",
 }
+
+SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that another run may change
+    "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
+    "use_vllm", "max_completion_length", "temperature", "reward_weights", "scale_rewards",
+    "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
+    "learning_rate", "warmup_steps", "seed")
 
 
 def prompt_dataset(puzzles, seed=0):
@@ -45,45 +59,63 @@ def prompt_dataset(puzzles, seed=0):
                               for puzzle in as_shown(puzzles, seed)])
 
 
-def grpo_options(profile, run, seed=0):
-    """Return the arguments of trl's GRPOConfig, all that act: Unsloth's has other defaults.
+def housekeeping(profile):
+    """Return the arguments of GRPOConfig that notebook 04 does not discuss.
+
+    Saving and logging, number formats, and what trl and Unsloth have other defaults for.
 
     Parameters
     ----------
-    profile, run, seed : helpers.profiles.Profile, path, int
-        The settings; the checkpoints' folder; the seed of the prompts' order and of sampling.
+    profile : helpers.profiles.Profile
+        Whose settings they are.
     """
-    return dict(
-        output_dir=str(run), seed=seed, max_steps=profile.steps, use_vllm=profile.uses_vllm,
-        num_generations=profile.group_size, per_device_train_batch_size=profile.micro_batch,
-        gradient_accumulation_steps=profile.accumulation_steps,
-        max_completion_length=profile.max_completion_length, temperature=profile.temperature,
+    # One chunk of logits for each completion; Unsloth's own choice is four.
+    unsloth = {"unsloth_logit_chunk_multiplier": 1} if "unsloth" in sys.modules else {}
+    return unsloth | half_precision(profile) | dict(
+        top_p=1.0, top_k=0, lr_scheduler_type="constant_with_warmup", weight_decay=0.0,
+        max_grad_norm=1.0, optim="adamw_8bit" if profile.needs_gpu else "adamw_torch",
         # trl decodes whole completions itself; vLLM would decode every token, twice, as it comes
-        generation_kwargs={"detokenize": False} if profile.uses_vllm else None, top_p=1.0, top_k=0,
+        generation_kwargs={"detokenize": False} if profile.uses_vllm else None,
         # trl's defaults: a completion's tokens weigh the policy's probability of the whole
         # completion over vLLM's; beyond 3 it is left out
         vllm_importance_sampling_correction=True, vllm_importance_sampling_clip_max=3.0,
         vllm_importance_sampling_mode="sequence_mask",
-        reward_weights=[profile.format_weight, 1.0],  # of the format and the equation reward
-        scale_rewards="group", mask_truncated_completions=profile.mask_truncated,
-        loss_type=profile.loss_type, beta=profile.beta, num_iterations=1,
-        epsilon=profile.epsilon, epsilon_high=profile.epsilon_high,
-        learning_rate=profile.learning_rate, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=profile.warmup_steps, weight_decay=0.0, max_grad_norm=1.0,
-        optim="adamw_8bit" if profile.needs_gpu else "adamw_torch",
-        use_cpu=not profile.needs_gpu, torch_empty_cache_steps=None, **half_precision(profile),
         gradient_checkpointing=False,  # Unsloth brings its own; the CPU model needs none
+        use_cpu=not profile.needs_gpu, torch_empty_cache_steps=None,
         save_strategy="steps", save_steps=profile.save_every, save_total_limit=2,
         logging_steps=1, logging_nan_inf_filter=True, report_to="none", disable_tqdm=True)
 
 
-def grpo_config(profile, run, seed=0, **changes):
-    """Return trl's GRPOConfig for a profile: `grpo_options`, with `changes` in their place."""
-    from trl import GRPOConfig
+def note_settings(trainer, run):
+    """Write what a trainer learns with into its run's config.json, or compare it with that.
 
-    if "unsloth" in sys.modules:  # one chunk of logits for each completion, not four
-        changes = {"unsloth_logit_chunk_multiplier": 1} | changes
-    return GRPOConfig(**(grpo_options(profile, run, seed) | changes))
+    Parameters
+    ----------
+    trainer, run : trl.GRPOTrainer, path
+        The trainer as it is, whatever the profile says; the run's folder.
+
+    Raises
+    ------
+    RuntimeError
+        If the run has a checkpoint that was trained with other settings. More steps are no other
+        setting.
+    """
+    now = {name: getattr(trainer.args, name) for name in SETTINGS}
+    now["reward_funcs"] = [function.__name__ for function in trainer.reward_funcs]
+    if adapter := getattr(trainer.model, "peft_config", {}).get("default"):
+        now["lora"] = {"r": adapter.r, "lora_alpha": adapter.lora_alpha,
+                       "target_modules": sorted(adapter.target_modules)}
+    path = run / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    saved = config.get("training", {})
+    different = sorted(name for name in saved.keys() - {"max_steps"}
+                       if saved[name] != now.get(name))
+    if different and last_checkpoint(run):
+        changes = ", ".join(f"{name} was {saved[name]}" for name in different)
+        raise RuntimeError(f"{show(run)} holds a run with other settings ({changes}). Name another "
+                           "folder, open_run(profile, seed, name=\"try-1\"), or delete this one to "
+                           "start anew; nothing was changed")
+    write_json(path, config | {"training": now})
 
 
 class MetricsLog(TrainerCallback):
@@ -106,10 +138,14 @@ class MetricsLog(TrainerCallback):
 
 
 class LiveCurves(TrainerCallback):
-    """Redraw reward, length and entropy in the notebook while the model trains."""
+    """Redraw success, form and length in the notebook while the model trains."""
 
     def __init__(self, run, every=5):
-        self.run, self.every, self.handle = run, every, None
+        self.run, self.every, self.handle, self.steps = run, every, None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open a new display: the one of a cell that ran before is gone."""
+        self.handle, self.steps = None, state.max_steps
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Redraw every few steps."""
@@ -118,18 +154,15 @@ class LiveCurves(TrainerCallback):
 
     def draw(self, *args, **kwargs):
         """Show the curves, replacing those shown before."""
-        import matplotlib.pyplot as plt
-        from IPython.display import display
-
         rows = read_rows(self.run / "metrics.jsonl")
         if not rows:
             return
-        figure = training_curves({self.run.name: rows})
+        curves = picture(training_curves({self.run.name: rows}, steps=self.steps),
+                         f"Training curves of {self.run.name} until step {rows[-1]['step']}")
         if self.handle is None:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(curves, display_id=True)
         else:
-            self.handle.update(figure)
-        plt.close(figure)
+            self.handle.update(curves)
 
     on_train_end = draw  # the last steps, too
 
@@ -189,8 +222,10 @@ def train_or_resume(trainer, run, minutes=None):
     Raises
     ------
     RuntimeError
-        If the disk is full or became read-only; what the last checkpoint holds is kept.
+        If the disk is full or became read-only; what the last checkpoint holds is kept. If the
+        folder holds a run with other settings: see `note_settings`.
     """
+    note_settings(trainer, run)
     checkpoint = last_checkpoint(run)
     done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
     seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
@@ -212,3 +247,8 @@ def train_or_resume(trainer, run, minutes=None):
         raise RuntimeError(
             f"training stopped: cannot write to {show(run)} ({error}). Free space or make it "
             "writable and run this cell again: it resumes from the last checkpoint") from error
+
+
+def grpo_config(profile, run, seed=0, **changes):  # TEMPORARY, removed with the old notebooks
+    from lab.record import make_config
+    return make_config(profile, run, seed, **changes)

@@ -2,7 +2,8 @@
 
 ``python -m lab.bad_rewards --reward length-bonus --seed 0`` makes one run in
 data/bad_rewards/length-bonus-seed0/. The equation reward is computed at every step with weight 0:
-it is logged and teaches nothing. (In equation-64, the control, and in both-64 it has weight 1.)
+it is logged and teaches nothing. (In the controls, equation-64 and equation-144, and in both-64
+it has weight 1.)
 """
 
 import argparse
@@ -88,10 +89,11 @@ class BadReward:
 DESIGNS = {
     "format-64": BadReward((strict_format_reward_func,), limit=64),
     "both-64": BadReward((strict_format_reward_func, equation_reward_func), limit=64),
-    "equation-64": BadReward((equation_reward_func,), limit=64),  # the control
+    "equation-64": BadReward((equation_reward_func,), limit=64),  # the control at 64 tokens
     "partial-64": BadReward((strict_format_reward_func, any_equation_credit), limit=64),
     "length-bonus": BadReward((strict_format_reward_func, length_bonus)),
     "near-credit": BadReward((strict_format_reward_func, nearness_credit)),
+    "equation-144": BadReward((equation_reward_func,)),  # the control of these two
 }
 
 

@@ -20,11 +20,11 @@ from dataclasses import replace
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import base_folder, load_model, lora_settings, vllm_share
+from helpers.models import base_folder, lora_settings, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
-from lab.record import changed
+from lab.record import changed, make_config, make_model, make_trainer
 
 FOLDER = RUNS / "benchmarks"
 MATRIX_SIZE = 8192  # of the square bfloat16 product that measures the card's own rate
@@ -185,9 +185,7 @@ def plain_trainer(profile, run, rewards, dataset, seed):
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from trl import GRPOConfig, GRPOTrainer
-
-    from helpers.training import grpo_options
+    from trl import GRPOTrainer
 
     # trl starts vLLM in this process and asks torch.distributed for it
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
@@ -201,16 +199,14 @@ def plain_trainer(profile, run, rewards, dataset, seed):
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.bfloat16, device_map={"": 0}, quantization_config=quantisation)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    arguments = grpo_options(profile, run, seed) | {
-        "save_strategy": "no",
-        "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": vllm_share(profile),
-        "vllm_max_model_length": profile.max_prompt_length + profile.max_completion_length,
-        "gradient_checkpointing": profile.gradient_checkpointing,
-    }
+    config = make_config(
+        profile, run, seed, save_strategy="no", vllm_mode="colocate",
+        vllm_gpu_memory_utilization=vllm_share(profile),
+        vllm_max_model_length=profile.max_prompt_length + profile.max_completion_length,
+        gradient_checkpointing=profile.gradient_checkpointing)
     lora = LoraConfig(**lora_settings(profile.lora_rank), task_type="CAUSAL_LM")
     return GRPOTrainer(model=model, processing_class=tokenizer, reward_funcs=rewards,
-                       args=GRPOConfig(**arguments), train_dataset=dataset, peft_config=lora)
+                       args=config, train_dataset=dataset, peft_config=lora)
 
 
 def random_weights(profile, folder):
@@ -396,19 +392,16 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
         watch.forget()
         start = time.monotonic()
         if stack == "unsloth":
-            model, tokenizer = load_model(profile, seed=seed, **(load or {}))
-        from helpers.training import collecting_between_steps, grpo_config, prompt_dataset
+            model, tokenizer = make_model(profile, seed, **(load or {}))
+        from helpers.training import collecting_between_steps, prompt_dataset
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
         for change in ((), *((item,) for item in vary)):
             changed, arguments = split_changes(profile, change)
             run = FOLDER / re.sub(r"[^\w.-]+", "-", "-".join([name, *change])).strip("-")
             if stack == "unsloth":
-                from trl import GRPOTrainer
-
-                config = grpo_config(changed, run, seed, save_strategy="no", **arguments)
-                trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config,
-                                      reward_funcs=rewards, train_dataset=dataset)
+                config = make_config(changed, run, seed, save_strategy="no", **arguments)
+                trainer = make_trainer(model, tokenizer, config, rewards, dataset)
             else:
                 trainer = plain_trainer(changed, run, rewards, dataset, seed)
             loaded = time.monotonic() - start

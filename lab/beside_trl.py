@@ -1,5 +1,6 @@
 """One run of trl and one from scratch in lockstep: ``python -m lab.beside_trl --seed 0``.
 
+The code from scratch is what stands in notebook 06: its cells with the tag ``scratch`` are run.
 Both start from the same weights, ask the same puzzles in the same order and draw from the same
 random numbers at each step, so that they differ by their code alone. With ``--reference`` the
 files are copied to data/scratch/trl-seed<k>/ and data/scratch/scratch-seed<k>/.
@@ -23,18 +24,115 @@ from helpers.models import load_model
 from helpers.paths import DATA, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import append_row, open_run, write_json
-from helpers.training import METRICS, grpo_config, prompt_dataset
-from lab import scratch
-from lab.record import keep
+from helpers.training import METRICS, prompt_dataset
+from lab import cells
+from lab.record import keep, make_config
 
 RECORDED = DATA / "scratch"
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
+
+
+def notebook_code():
+    """Return the names that notebook 06 defines, a namespace of its own at each call."""
+    return cells.run("06", "scratch")
+
+
+def clock():
+    """Return the time of day and the processor time of this process, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def durations(start, sampled, updated):
+    """Return a step's durations from three `clock` readings, as columns of metrics.jsonl.
+
+    Generation includes the scoring. The processor's seconds don't count what other programs take.
+    """
+    row = {"step_seconds": updated[0] - start[0]}
+    for name, (a, b) in {"generation": (start, sampled), "update": (sampled, updated)}.items():
+        row |= {f"{name}_seconds": b[0] - a[0], f"{name}_cpu_seconds": b[1] - a[1]}
+    return {name: round(value, 4) for name, value in row.items()}
+
+
+def rollout_metrics(batch, group_size, end):
+    """Return what metrics.jsonl says about a step's completions, besides notebook 06's row.
+
+    Parameters
+    ----------
+    batch : dict
+        From notebook 06's ``make_batch``.
+    group_size, end : int
+        Completions of one prompt; the end token's id.
+    """
+    rewards = batch["equation_reward"] + batch["format_reward"]
+    spread = rewards.view(-1, group_size).std(dim=1)
+    ends = batch["tokens"] == end
+    length = torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, ends.shape[1])
+    return {
+        "reward": rewards.mean().item(),
+        "reward_std": rewards.std().item(),
+        "zero_spread_groups": torch.isclose(spread, torch.zeros(())).float().mean().item(),
+        "completion_tokens": length.float().mean().item(),
+        "truncated": (~ends.any(dim=1)).float().mean().item(),
+    }
+
+
+def training_steps(model, tokenizer, profile, dataset, seed=0):
+    """Train with notebook 06's loop, and say of each step what metrics.jsonl holds.
+
+    Parameters
+    ----------
+    model, tokenizer
+        From `helpers.models.load_model`, on the CPU; the model is trained in place.
+    profile : helpers.profiles.Profile
+        A CPU profile. All completions of a step go through the model at once.
+    dataset : datasets.Dataset
+        From `helpers.training.prompt_dataset`; at least one step's puzzles.
+    seed : int
+        Seed of the order of the puzzles, which is trl's, and of the sampling.
+
+    Yields
+    ------
+    (row, batch)
+        After each step its metrics, in the form of metrics.jsonl, and its batch.
+
+    Raises
+    ------
+    ValueError
+        If the profile asks for what is not written in the notebook: a GPU, warm-up, gradient
+        accumulation, another loss type; or the puzzles are fewer than a step's.
+    """
+    if profile.needs_gpu or profile.warmup_steps or profile.accumulation_steps > 1:
+        raise ValueError(f"profile {profile.name} needs a GPU, warm-up or gradient accumulation, "
+                         "which this loop leaves out: use profile cpu, or trl in notebook 04")
+    if profile.loss_type not in LOSS_TYPES:
+        raise ValueError(f"no loss type is called {profile.loss_type!r}: choose grpo, dapo or "
+                         "dr_grpo")
+    if len(dataset) < profile.prompts_per_step:
+        raise ValueError(f"{len(dataset)} puzzles, and a step asks {profile.prompts_per_step}: "
+                         "give more puzzles, or lower prompts_per_step")
+    code, sampled_at = notebook_code(), []
+    make_batch = code["make_batch"]
+
+    def watched(*arguments):  # between sampling and update the clock is read
+        batch = make_batch(*arguments)
+        sampled_at.append(clock())
+        return batch
+
+    code["make_batch"] = watched
+    start, spent = clock(), 0.0
+    for row, batch in code["training_steps"](model, tokenizer, profile, dataset, seed):
+        times = durations(start, sampled_at[-1], clock())
+        spent += times["step_seconds"]
+        row |= rollout_metrics(batch, profile.group_size, tokenizer.eos_token_id) | times
+        yield row | {"seconds": round(spent, 2), "learning_rate": profile.learning_rate}, batch
+        start = clock()
 
 
 class Witness(GRPOTrainer):
     """trl's trainer, which also keeps what it sampled and says when it began to update.
 
     With a ``sampling_seed`` it samples each step's completions from the random numbers that
-    `lab.scratch.training_steps` takes for that step; nothing else is changed.
+    notebook 06's loop takes for that step; nothing else is changed.
     """
 
     sampling_seed = None
@@ -43,13 +141,13 @@ class Witness(GRPOTrainer):
         with torch.random.fork_rng():
             if self.sampling_seed is not None:
                 step = self.state.global_step + 1
-                torch.manual_seed(scratch.sampling_seed(self.sampling_seed, step))
+                torch.manual_seed(notebook_code()["sampling_seed"](self.sampling_seed, step))
             return super()._generate_single_turn(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):
         self.asked = inputs
         self.rolled_out = super()._generate_and_score_completions(inputs)
-        self.sampled_at = scratch.clock()
+        self.sampled_at = clock()
         return self.rolled_out
 
 
@@ -61,11 +159,11 @@ class Lockstep(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Start trl's clock."""
-        self.start = scratch.clock()
+        self.start = clock()
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop trl's clock and let the other one make its step."""
-        self.times = scratch.durations(self.start, self.trainer.sampled_at, scratch.clock())
+        self.times = durations(self.start, self.trainer.sampled_at, clock())
         self.row, batch = next(self.steps)
         here, there = batch["tokens"], self.trainer.rolled_out["completion_ids"]
         width = max(here.shape[1], there.shape[1])
@@ -95,7 +193,7 @@ def witness(model, tokenizer, profile, dataset, folder, seed=0, **changes):
         model=model,
         processing_class=tokenizer,
         reward_funcs=[strict_format_reward_func, equation_reward_func],
-        args=grpo_config(profile, folder, seed, **changes),
+        args=make_config(profile, folder, seed, **changes),
         train_dataset=dataset,
     )
     trainer.remove_callback(PrinterCallback)
@@ -131,7 +229,7 @@ def record(profile, seed):
     trainer = witness(models["trl"], tokenizer, profile, dataset, runs["trl"], seed,
                       save_strategy="no")
     trainer.sampling_seed = seed
-    steps = scratch.training_steps(models["scratch"], tokenizer, profile, dataset, seed)
+    steps = training_steps(models["scratch"], tokenizer, profile, dataset, seed)
     lockstep = Lockstep(trainer, steps, runs)
     trainer.add_callback(lockstep)
     trainer.train()

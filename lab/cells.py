@@ -3,6 +3,7 @@
 The notebooks are source code of this repository, like its modules; no other notebook is read.
 """
 
+import ast
 import json
 import linecache
 
@@ -35,15 +36,37 @@ def source(notebook, tag):
     return "\n\n".join(tagged) + "\n"
 
 
-def run(notebook, tag, changes=(), **given):
+class _Arguments(ast.NodeTransformer):
+    """Put arguments in place of those that calls of some functions have."""
+
+    def __init__(self, changes):
+        self.changes, self.found = changes, set()
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        name = getattr(node.func, "attr", getattr(node.func, "id", None))
+        if name in self.changes:
+            self.found.add(name)
+            given = ast.parse(f"_arguments_of_{name}", mode="eval").body
+            node.keywords = [k for k in node.keywords if k.arg not in self.changes[name]]
+            spread = [k for k in node.keywords if k.arg is None]
+            if spread:  # f(**more) becomes f(**(more | given))
+                spread[-1].value = ast.BinOp(spread[-1].value, ast.BitOr(), given)
+            else:
+                node.keywords.append(ast.keyword(None, given))
+        return node
+
+
+def run(notebook, tag, arguments=None, **given):
     """Run the cells with a tag and return the names that they leave.
 
     Parameters
     ----------
     notebook, tag : str
         Which cells: see `source`.
-    changes : sequence of (str, str)
-        What stands in place of what in their code; each has to occur.
+    arguments : dict of str to dict, optional
+        By a function's name, keyword arguments for every call of it in the cells, in place of
+        those that stand there or beside them.
     **given
         Names that the cells use.
 
@@ -55,15 +78,17 @@ def run(notebook, tag, changes=(), **given):
     Raises
     ------
     LookupError
-        If there are no such cells, or a text to be changed does not stand in them.
+        If there are no such cells, or they do not call a function that is named.
     """
-    text = source(notebook, tag)
-    for old, new in changes:
-        if old not in text:
-            raise LookupError(f"{old!r} stands in no cell of {notebook} with the tag {tag!r}")
-        text = text.replace(old, new)
+    text, arguments = source(notebook, tag), arguments or {}
     name = f"<notebook {notebook}, cells tagged {tag}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    changed = _Arguments(arguments)
+    tree = ast.fix_missing_locations(changed.visit(ast.parse(text)))
+    if missing := arguments.keys() - changed.found:
+        raise LookupError(f"the cells of notebook {notebook} with the tag {tag!r} call no "
+                          f"{', '.join(sorted(missing))}")
     names = {"__name__": f"notebook_{notebook}", **given}
-    exec(compile(text, name, "exec"), names)  # a traceback shows the cell's own lines
+    names |= {f"_arguments_of_{function}": new for function, new in arguments.items()}
+    exec(compile(tree, name, "exec"), names)  # noqa: S102 - a notebook of this repository
     return names

@@ -1,28 +1,34 @@
 """Measure a table of puzzles: ranges, solvability, difficulty, repeats, leaks.
 
-``python -m lab.facts`` measures the public set for data/public_set_facts.json.
+``python -m lab.facts`` measures the public set for data/public_set_facts.json. With ``--card`` it
+measures the two shipped sets instead, and prints them beside that record as a table.
 """
 
 import argparse
 import json
 from datetime import date
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from helpers.dataset import (
     FILE,
+    PARTS,
     REPO,
     REVISION,
     SHA256,
     download_public,
+    load_puzzles,
+    load_split,
     read_table,
     unlike_public,
     validate,
 )
 from helpers.paths import DATA
 from helpers.puzzles import canonical, leakage
-from helpers.solver import label, library
+from helpers.solver import hits, label, library
 from lab.puzzle_sets import solvable_whole
 
 _FEWEST = 2_000  # rows; the random 500 would be most of a smaller table
@@ -130,6 +136,75 @@ def _share(flags):
     return round(float(flags.mean()), 5)
 
 
+@cache
+def different_expressions(pattern):
+    """How many expressions of a puzzle's numbers differ: fewer where some numbers are equal.
+
+    Parameters
+    ----------
+    pattern : tuple of int
+        Which numbers are equal, as for `helpers.solver.hits`: (0, 1, 1) for a < b = b.
+    """
+    any_puzzle = np.array([pattern]) + 1, np.array([1])
+    return sum(len(which) for which, _ in hits(*any_puzzle, pattern))
+
+
+def chance_of_a_guess(labelled):
+    """The chance that one of a puzzle's different expressions, drawn blindly, is a solution.
+
+    Parameters
+    ----------
+    labelled : pandas.DataFrame
+        Columns `nums` and `n_solutions`.
+
+    Returns
+    -------
+    pandas.Series
+        A share for each row. `describe` divides by the number of expressions of different numbers,
+        and so gives a little less where some are equal.
+    """
+    patterns = labelled["nums"].map(sorted).map(lambda nums: tuple(map(nums.index, nums)))
+    return labelled["n_solutions"] / patterns.map(different_expressions)
+
+
+def solvable_at_random(count, draws=20_000, seed=0):
+    """The share of solvable ones among random puzzles: numbers 1 to 99, targets 10 to 100."""
+    rng = np.random.default_rng(seed)
+    drawn = pd.DataFrame({"nums": rng.integers(1, 99, (draws, count), endpoint=True).tolist(),
+                          "target": rng.integers(10, 100, draws, endpoint=True)})
+    return _share(label(drawn, progress=False)["solvable"])
+
+
+def card(sets, recorded):
+    """Write facts of several sets as a Markdown table, a column a set.
+
+    Parameters
+    ----------
+    sets : dict of str to pandas.DataFrame
+        Tables of puzzles by name.
+    recorded : dict of str to dict
+        More columns, as `describe` gives them, by name.
+
+    Returns
+    -------
+    str
+        The table; an empty cell where a set has no such puzzles, or a record no such fact.
+    """
+    columns = {}
+    for name, puzzles in sets.items():
+        labelled = label(puzzles[["nums", "target"]], progress=False)
+        chances = chance_of_a_guess(labelled).groupby(labelled["nums"].map(len)).mean()
+        columns[name] = describe(puzzles) | {"equal numbers counted": {
+            f"{n} numbers: one of the different expressions is right": round(float(p), 5)
+            for n, p in chances.items()}}
+    written = {name: {fact: f"{x:,}" if isinstance(x, int) else f"{100 * x:.3g} %"
+                      for group in groups.values() for fact, x in group.items()}
+               for name, groups in (recorded | columns).items()}  # the record's order of facts
+    facts = pd.DataFrame(written).fillna("")[[*sets, *recorded]]
+    lines = [["", *facts.columns], ["---"] * (facts.shape[1] + 1), *facts.reset_index().to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def record_facts(source, destination):
     """Measure the public set, and write the result with its origin as JSON.
 
@@ -160,7 +235,7 @@ def record_facts(source, destination):
 
 
 def main(argv=None):
-    """Measure the public set for data/public_set_facts.json.
+    """Measure the public set for data/public_set_facts.json, or the shipped sets for a table.
 
     Parameters
     ----------
@@ -171,7 +246,19 @@ def main(argv=None):
                                      description=main.__doc__.partition("\n")[0])
     parser.add_argument("file", nargs="?", help="a copy of the public set's file; without it the "
                         "Hub's is fetched")
-    record_facts(parser.parse_args(argv).file, DATA / "public_set_facts.json")
+    parser.add_argument("--card", action="store_true",
+                        help="print the shipped sets beside the recorded public one; write nothing")
+    options, file = parser.parse_args(argv), DATA / "public_set_facts.json"
+    if not options.card:
+        record_facts(options.file, file)
+        return
+    # 3to4 in the order in which load_puzzles gives it: the splits by row depend on it
+    small = pd.concat([load_split("cpu", part) for part in PARTS])
+    sets = {"cpu": small.sample(frac=1, random_state=0, ignore_index=True),
+            "3to4": load_puzzles("shipped")}
+    print(card(sets, {"public": json.loads(file.read_text(encoding="utf-8"))["facts"]}))
+    for n in (3, 4):
+        print(f"\n{n} random numbers: {solvable_at_random(n):.1%} solvable")
 
 
 if __name__ == "__main__":

@@ -127,31 +127,6 @@ def kind_points(shares, axis):
     axis.legend()
 
 
-def pass_curves(curves, axis):
-    """Draw pass@k against k with a band for the interval, a line a curve.
-
-    Parameters
-    ----------
-    curves : dict of str to pandas.DataFrame
-        Index ``k``, columns ``rate, low, high`` between 0 and 1. A name that
-        begins with "before" is drawn dashed and grey.
-    axis : matplotlib.axes.Axes
-        Where to draw.
-    """
-    for name, curve in curves.items():
-        stage = "before" if name.startswith("before") else "after"
-        style = BEFORE_AFTER[stage] | {"linestyle": "--" if stage == "before" else "-"}
-        axis.plot(curve.index, 100 * curve["rate"], markersize=5, label=name, **style)
-        axis.fill_between(curve.index, 100 * curve["low"], 100 * curve["high"], alpha=0.2,
-                          color=style["color"], linewidth=0)
-    ks = sorted({k for curve in curves.values() for k in curve.index})
-    axis.set_xscale("log", base=2)
-    axis.set(xticks=ks, xticklabels=ks, xlabel="k, attempts at a puzzle", ylim=(0, 102),
-             ylabel="puzzles with a right attempt, pass@k (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-
-
 def seeds_curve(runs, metric, axis, window=10, **style):
     """Draw a metric's mean over the seeds by step, with the seeds' range as a band.
 

@@ -15,7 +15,7 @@ import pandas as pd
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import TEMPERATURES, evaluate, success
-from helpers.models import load_model, starting_point
+from helpers.models import starting_point
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import (
@@ -26,6 +26,7 @@ from helpers.runs import (
     replace_text,
     write_json,
 )
+from lab import cells
 
 REWARDS = (strict_format_reward_func, equation_reward_func)
 
@@ -78,6 +79,42 @@ def keep(run, shelf, name=None, files=FILES):
     print(f"copied to {show(target)}")
 
 
+def make_model(profile, seed=0, **load):
+    """Return the model and tokenizer that notebook 04's cells make.
+
+    Parameters
+    ----------
+    profile, seed : helpers.profiles.Profile, int
+        What is trained; the seed of a new adapter's weights.
+    **load
+        Arguments of ``from_pretrained`` that replace those of the cells.
+    """
+    made = cells.run("04", "model", {"from_pretrained": load} if load else {},
+                     profile=profile, seed=seed)
+    return made["model"], made["tokenizer"]
+
+
+def make_config(profile, run, seed=0, **changes):
+    """Return the GRPOConfig that notebook 04's cells make.
+
+    Parameters
+    ----------
+    profile, run, seed : helpers.profiles.Profile, pathlib.Path, int
+        The settings, the checkpoints' folder, the seed of the prompts' order and of sampling.
+    **changes
+        Arguments of GRPOConfig that replace those of the cells.
+    """
+    return cells.run("04", "config", {"GRPOConfig": changes} if changes else {},
+                     profile=profile, run=run, seed=seed)["config"]
+
+
+def make_trainer(model, tokenizer, config, reward_funcs, train_set, callbacks=()):
+    """Return the GRPOTrainer that notebook 04's cells make of these parts."""
+    return cells.run("04", "trainer", model=model, tokenizer=tokenizer, config=config,
+                     reward_funcs=list(reward_funcs), train_set=train_set,
+                     callbacks=list(callbacks))["trainer"]
+
+
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
            temperatures=TEMPERATURES, watch=0, every=10, **changes):
     """Evaluate, train, evaluate again, and leave everything in the run's folder.
@@ -112,16 +149,8 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         The run's folder.
     """
     run = open_run(profile, seed, name or f"{profile.name}-seed{seed}")
-    model, tokenizer = load_model(profile, seed=seed)  # Unsloth's patches come before trl
-    from trl import GRPOTrainer
-
-    from helpers.training import (
-        MetricsLog,
-        SampleLog,
-        grpo_config,
-        prompt_dataset,
-        train_or_resume,
-    )
+    model, tokenizer = make_model(profile, seed)  # Unsloth's patches come before trl
+    from helpers.training import MetricsLog, SampleLog, prompt_dataset, train_or_resume
     from lab.time_limit import TimeLimit
 
     held_out = load_split(profile.puzzles, part)
@@ -135,14 +164,9 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     start = time.monotonic()
     before = evaluate(model, tokenizer, profile, held_out, "before", temperatures, seed)
     spent = time.monotonic() - start
-    trainer = GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=list(reward_funcs),
-        args=grpo_config(profile, run, seed, **changes),
-        train_dataset=prompt_dataset(load_split(profile.puzzles, "train"), seed),
-        callbacks=callbacks,
-    )
+    trainer = make_trainer(
+        model, tokenizer, make_config(profile, run, seed, **changes), reward_funcs,
+        prompt_dataset(load_split(profile.puzzles, "train"), seed), callbacks)
     train_or_resume(trainer, run, minutes)
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
@@ -165,6 +189,24 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
     print(success(frame).round(3).to_string())
     return run
+
+
+def overlong(profile, tokens):
+    """Return the rewards with DAPO's soft overlong punishment, and their weights.
+
+    Parameters
+    ----------
+    profile, tokens : helpers.profiles.Profile, int
+        The punishment falls from 0 to -1 over the last so many tokens before the profile's limit.
+    """
+    def overlong_punishment(completion_ids, **kwargs):
+        # trl's own, imported late: Unsloth has to be imported before trl
+        from trl.rewards import get_soft_overlong_punishment
+
+        return get_soft_overlong_punishment(profile.max_completion_length, tokens)(
+            completion_ids=completion_ids, **kwargs)
+
+    return (*REWARDS, overlong_punishment), {"reward_weights": [profile.format_weight, 1.0, 1.0]}
 
 
 def curve(run):
@@ -196,6 +238,8 @@ def main():
     parser.add_argument("--steps", type=int, help="instead of the profile's")
     parser.add_argument("--set", nargs="*", default=[], metavar="SETTING=VALUE",
                         help="other settings of the profile to change, e.g. group_size=2")
+    parser.add_argument("--overlong", type=int, metavar="TOKENS", help="punish the last so many "
+                        "tokens before the limit, up to -1 (DAPO's soft overlong punishment)")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
     parser.add_argument("--watch", type=int, default=0, metavar="PUZZLES",
@@ -212,8 +256,9 @@ def main():
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
     profile.describe()
-    run = record(profile, options.seed, options.part, options.name, minutes=options.minutes,
-                 temperatures=options.temperatures, watch=options.watch, every=options.every)
+    rewards, weights = overlong(profile, options.overlong) if options.overlong else (REWARDS, {})
+    run = record(profile, options.seed, options.part, options.name, rewards, options.minutes,
+                 options.temperatures, options.watch, options.every, **weights)
     print(f"recorded in {show(RUNS / run.name)}")
     if options.reference:
         keep(run, REFERENCE_RUNS, files=FILES + (("curve.jsonl",) if options.watch else ()))

@@ -210,6 +210,11 @@ def kind_shares(graded, present_only=True):
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(["stage", "kind"])
 
 
+def p_value(p):
+    """Return a p as it is shown; a smaller one than 0.001 would claim more than a test can."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def compare(runs, path):
     """Write one HTML page that compares runs.
 
@@ -264,7 +269,7 @@ def compare(runs, path):
     parts += ["<p>Bars: 95 % intervals of the paired difference, clustered by the puzzles' "
               "numbers, in percentage points; p: McNemar's exact test.</p>",
               _table(_percent(gains, ("gain", "low", "high"), "{:+.1f}").assign(
-                  p=gains["p"].map("{:.0e}".format))),
+                  p=gains["p"].map(p_value))),
               f"<h2>What came out, {figures.temperature_name(temperature)}</h2>"]
     figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
     figures.kind_points(kind_shares(sampled), axis)

@@ -70,7 +70,8 @@ def _run(path, out):
     finally:
         bar.close()
         nbformat.write(notebook, saved)
-        figures = _save_figures(notebook, path.stem.split("_")[0], out / "figures")
+        name = path.stem.split("_")[0] if path.stem[0].isdigit() else path.stem
+        figures = _save_figures(notebook, name, out / "figures")
     seconds = time.perf_counter() - start
     print(f"{path.stem}: {len(done)}/{total} cells, {seconds:.0f} s", flush=True)
     return seconds, figures

@@ -10,19 +10,30 @@ import pytest
 from helpers.paths import ROOT
 from lab import tutorial
 
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BOOKS = {path.name: nbformat.read(path, as_version=4) for path in PATHS}
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PATHS = [*LESSONS, *sorted((ROOT / "notebooks" / "more").glob("*.ipynb"))]
+BOOKS = {str(path.relative_to(ROOT / "notebooks")): nbformat.read(path, as_version=4)
+         for path in PATHS}
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["repository"]
+# Cells, words of prose: predictions, exercises and solutions are not counted.
+LIMITS = {"01": (16, 800), "02": (23, 1250), "03": (25, 1450), "04": (32, 1600), "05": (30, 1850),
+          "06": (32, 1650)}
 
 each = pytest.mark.parametrize("name", BOOKS)
+each_lesson = pytest.mark.parametrize("name", [name for name in BOOKS if "/" not in name])
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
 
 
 def code_cells(book):
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-def test_there_are_six():
-    assert [name[:2] for name in BOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_six_lessons_and_six_for_the_curious():
+    assert [path.name[:2] for path in LESSONS] == ["01", "02", "03", "04", "05", "06"]
+    assert len(PATHS) - len(LESSONS) == 6
 
 
 @each
@@ -55,11 +66,59 @@ def test_frame_and_sizes(name):
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
-    for part in ("What you'll do", "What you'll learn", "What you'll need", "Pitfalls", "Recap"):
+    parts = ["What you'll need", "**Time**", "**Memory**", "## Recap"]
+    parts += ["**The question**"] if "/" in name else [
+        "What you'll do", "What you'll learn", "## Pitfalls", "## Next"]
+    for part in parts:
         assert part in text, part
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            assert len(cell.source.split()) <= 150, cell.source[:60]
     for cell in code_cells(book):
         assert len(cell.source.splitlines()) <= 25, cell.id
         ast.parse(cell.source)  # no magics: nbval lets a misspelt one pass
+
+
+@each_lesson
+def test_a_lesson_is_short(name):
+    cells = [cell for cell in BOOKS[name].cells
+             if not tags(cell) & {"prediction", "answer", "exercise", "solution"}]
+    words = sum(len(cell.source.split()) for cell in BOOKS[name].cells
+                if cell.cell_type == "markdown" and not tags(cell) & {"exercise", "solution"})
+    most_cells, most_words = LIMITS[name[:2]]
+    assert len(cells) <= most_cells and words <= most_words, f"{len(cells)} cells, {words} words"
+
+
+@each_lesson
+def test_a_lesson_asks_and_checks(name):
+    cells = code_cells(BOOKS[name])
+    asked = [cell for cell in cells if "prediction" in tags(cell)]
+    answered = [cell for cell in cells if "predicted(my_guess" in cell.source]
+    assert 1 <= len(asked) == len(answered) <= 4
+    for cell in asked:
+        assert re.fullmatch(r"my_guess = None  # .+", cell.source.strip()), cell.source
+    assert all("not answered yet" in str(cell.outputs) for cell in answered)
+    assert all("answer" in tags(cell) for cell in answered)
+    kinds = [kind for cell in cells for kind in ("exercise", "solution") if kind in tags(cell)]
+    assert kinds == ["exercise", "solution"] * (len(kinds) // 2) and 3 <= len(kinds) // 2 <= 4
+    for cell in cells:
+        if "exercise" in tags(cell):
+            assert "still to do" in str(cell.outputs), cell.source
+        if "solution" in tags(cell):
+            assert cell.source.startswith("# @title Solution") and "done" in str(cell.outputs)
+            assert cell.metadata.jupyter.source_hidden
+
+
+@each
+def test_figures_can_be_read(name):
+    for cell in code_cells(BOOKS[name]):
+        assert "plt.show" not in cell.source  # helpers.plots.show has an alternative text
+        assert all(float(size) >= 9 for size in re.findall(r"fontsize=([0-9.]+)", cell.source))
+        assert all(float(width) <= 9 for width in re.findall(r"figsize=\(([0-9.]+)", cell.source))
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                about = output.metadata["image/png"]
+                assert about["alt"] and about["width"] <= 900
 
 
 @each

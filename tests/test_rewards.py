@@ -1,10 +1,9 @@
 """The rewards: no loophole, the specified structure, TRL's calls, bounded time.
 
 The usual version with `eval`, which ours has to agree with on honest completions, stands in
-notebook 03 and runs in a child process.
+lab/exploits.py (and notebook 03) and runs in a child process.
 """
 
-import ast
 import json
 import random
 import re
@@ -13,16 +12,15 @@ import sys
 import time
 import warnings
 
-import nbformat
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.arithmetic import evaluate
-from helpers.paths import ROOT
 from helpers.prompts import EXAMPLE
 from helpers.rewards import equation_reward_func, is_correct, strict_format_reward_func
+from lab.exploits import USUAL
 from lab.fuzz import expression
 
 STRUCTURE = re.compile(r"^<think>([\s\S]*?)</think>\n<answer>([\s\S]*?)</answer>$")
@@ -285,28 +283,18 @@ print(json.dumps([scores, time.process_time() - start]))
 """
 
 
-@pytest.fixture(scope="module")
-def usual():
-    """The source of the usual version: there is one copy, in notebook 03."""
-    path = ROOT / "notebooks" / "03_build_the_rewards.ipynb"
-    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
-    (assignment,) = ast.parse(cells["naive"]).body
-    assert [target.id for target in assignment.targets] == ["NAIVE"]
-    return ast.literal_eval(assignment.value)
-
-
 def score_usual(source, rows, limit):
     child = subprocess.run([sys.executable, "-I", "-c", source + TIMED], input=json.dumps(rows),
                            capture_output=True, text=True, timeout=limit, check=True)
     return json.loads(child.stdout)
 
 
-def test_the_usual_version_has_the_loopholes(usual):
+def test_the_usual_version_has_the_loopholes():
     open_in_the_usual = ["power", "floor division", "joined decimal", "leading dot", "trailing dot",
                          "right side 36.", "right side 1e2", "right side 3_6", "right side +36",
                          "full-width right side", "no-break space on the right"]
     rows = [[complete(LOOPHOLES[name][0]), *LOOPHOLES[name][1:3]] for name in open_in_the_usual]
-    assert [equation for _, equation in score_usual(usual, rows, 60)[0]] == [1.0] * len(rows)
+    assert [equation for _, equation in score_usual(USUAL, rows, 60)[0]] == [1.0] * len(rows)
 
 
 SPOILERS = [  # none of them makes ** or //
@@ -362,7 +350,7 @@ def completions(n, seed):
     return rows
 
 
-def test_agrees_with_the_usual_version_on_100_000_completions_and_is_no_slower(usual):
+def test_agrees_with_the_usual_version_on_100_000_completions_and_is_no_slower():
     rows = completions(100_000, seed=5)
     texts, nums, targets = zip(*rows, strict=True)
     assert not any("**" in text or "//" in text for text in texts)
@@ -372,7 +360,7 @@ def test_agrees_with_the_usual_version_on_100_000_completions_and_is_no_slower(u
         form = strict_format_reward_func(texts)
         equation = equation_reward_func([""] * len(rows), texts, targets, nums)
         ours_seconds.append(time.process_time() - start)
-        expected, seconds = score_usual(usual, rows, limit=180)
+        expected, seconds = score_usual(USUAL, rows, limit=180)
         usual_seconds.append(seconds)
         found = [list(pair) for pair in zip(form, equation, strict=True)]
         wrong = [row for row, a, b in zip(rows, found, expected, strict=True) if a != b]

@@ -11,7 +11,8 @@ import pytest
 
 from helpers import profiles, runs
 from helpers.models import load_model
-from helpers.training import train_or_resume
+from helpers.rewards import equation_reward_func, strict_format_reward_func
+from helpers.training import SETTINGS, train_or_resume
 
 # A child process trains a few small steps; the parent kills it, or lets it end.
 CHILD = """
@@ -20,25 +21,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from trl import GRPOTrainer
-
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import load_model
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import open_run
-from helpers.training import MetricsLog, grpo_config, prompt_dataset, train_or_resume
+from helpers.training import MetricsLog, prompt_dataset, train_or_resume
+from lab.record import make_config, make_model, make_trainer
 
 torch.set_num_threads(1)
 profile = replace(profiles.CPU_SHORT, steps=9, save_every=3, prompts_per_step=2, group_size=4,
                   micro_batch=8, max_completion_length=40)
 run = open_run(profile, folder=Path(sys.argv[1]))
-model, tokenizer = load_model(profile)
-trainer = GRPOTrainer(
-    model=model, processing_class=tokenizer, args=grpo_config(profile, run),
-    reward_funcs=[strict_format_reward_func, equation_reward_func],
-    train_dataset=prompt_dataset(load_split("cpu", "train")), callbacks=[MetricsLog(run)],
-)
+model, tokenizer = make_model(profile)
+trainer = make_trainer(
+    model, tokenizer, make_config(profile, run), [strict_format_reward_func, equation_reward_func],
+    prompt_dataset(load_split("cpu", "train")), [MetricsLog(run)])
 train_or_resume(trainer, run)
 """
 
@@ -99,8 +96,11 @@ def test_a_complete_run_is_left_as_it_is(uninterrupted):
 @pytest.mark.parametrize("minutes", [1e-6, None])
 def test_a_run_that_its_minutes_stopped_is_complete(uninterrupted, minutes, capsys):
     loaded, trained = [], []
+    saved = json.loads((uninterrupted / "config.json").read_text())["training"]
     trainer = types.SimpleNamespace(
-        args=types.SimpleNamespace(max_steps=20), _load_from_checkpoint=loaded.append,
+        args=types.SimpleNamespace(**saved | {"max_steps": 20}), model=None,
+        reward_funcs=[strict_format_reward_func, equation_reward_func],
+        _load_from_checkpoint=loaded.append,
         callback_handler=types.SimpleNamespace(callbacks=[]),
         add_callback=lambda c: None, remove_callback=lambda c: None,
         train=lambda resume_from_checkpoint: trained.append(resume_from_checkpoint))
@@ -122,11 +122,9 @@ def test_a_run_of_another_profile_stops_the_training(tmp_path):
 
 
 def test_a_full_disk_in_training_says_that_nothing_is_lost(tmp_path):
-    from helpers.training import train_or_resume
-
     class Trainer:
-        class args:
-            max_steps = 3
+        args = types.SimpleNamespace(**dict.fromkeys(SETTINGS, 3))
+        model, reward_funcs = None, []
 
         def remove_callback(self, callback):
             pass

@@ -123,7 +123,7 @@ def test_the_proxy_rises_and_success_falls(name, temperature, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["equation-64", "near-credit"])
+@pytest.mark.parametrize("name", ["equation-64", "equation-144", "near-credit"])
 def test_a_reward_that_goes_with_success_teaches(name, seed):
     assert gain(name, seed)["low"] > 0.05
 

@@ -7,7 +7,15 @@ import pytest
 
 from helpers import dataset
 from helpers.paths import DATA, ROOT
-from lab.facts import describe, record_facts, usual_splits
+from lab.facts import (
+    card,
+    chance_of_a_guess,
+    describe,
+    different_expressions,
+    main,
+    record_facts,
+    usual_splits,
+)
 
 PUBLIC = ROOT.parent / "shared" / "data" / "Countdown-Tasks-3to4.parquet"
 RECORDED = json.loads((DATA / "public_set_facts.json").read_text(encoding="utf-8"))
@@ -61,3 +69,33 @@ def test_only_the_public_set_is_recorded(tmp_path):
     with pytest.raises(ValueError, match="3to4-test.parquet is not the known public set"):
         record_facts(other, tmp_path / "facts.json")
     assert not (tmp_path / "facts.json").exists()
+
+
+@pytest.mark.parametrize("pattern, n", [((0, 1, 2), 68), ((0, 1, 2, 3), 1170), ((0, 1), 6)])
+def test_different_numbers_have_all_expressions(pattern, n):
+    assert different_expressions(pattern) == n
+
+
+def test_equal_numbers_leave_fewer_expressions():
+    # a + a, a - a, a * a, a / a: two of the six are written twice
+    assert different_expressions((0, 0)) == 4
+    labelled = pd.DataFrame({"nums": [[4, 4], [4, 3]], "n_solutions": [1, 1]})
+    assert chance_of_a_guess(labelled).tolist() == [1 / 4, 1 / 6]
+
+
+def test_the_card_has_a_column_for_each_set_and_record():
+    puzzles = pd.DataFrame({"nums": [[1, 2, 3]] * 2000, "target": [6] * 2000})
+    rows = [line.split(" | ") for line in card({"mine": puzzles}, {
+        "public": RECORDED["facts"]}).splitlines()]
+    table = {row[0].lstrip("| "): [cell.rstrip(" |") for cell in row[1:]] for row in rows}
+    assert table["rows"] == ["2,000", "490,364"]
+    assert table["3 numbers: a random expression is right"] == ["4.41 %", "1.6 %"]  # 3 of 68
+    assert table["rows of 4 numbers"] == ["", "249,732"]
+
+
+def test_the_card_of_the_shipped_sets_writes_no_file(capsys, monkeypatch):
+    monkeypatch.setattr("lab.facts.record_facts", None)
+    main(["--card"])
+    shown = capsys.readouterr().out
+    assert "| rows | 4,073 | 23,000 | 490,364 |" in shown
+    assert "3 random numbers: 3.6% solvable" in shown

@@ -364,3 +364,9 @@ def test_every_permission_can_be_triggered_and_is_judged_by_the_rewards():
     paid = {grant.name for grant in PERMISSIONS
             if min(both_rewards(grant.followed, grant.nums, grant.target)) == 1}
     assert paid == {"a thought of several lines", "an answer on a line of its own"}
+
+
+def test_a_template_writes_its_own_system_message_where_none_is_given():
+    _, table, _ = designs.load_recorded()
+    assert table["prompts"]["terse"]["text"].startswith("<|im_start|>system\nYou are a helpful AI")
+    assert "helpful" not in table["prompts"]["one-shot"]["text"]

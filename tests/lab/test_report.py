@@ -15,7 +15,6 @@ from helpers.evaluation import success
 from helpers.paths import DATA
 from helpers.runs import find_runs
 from lab import report
-from lab.figures import pass_curves
 
 BROWSER = next(filter(None, map(shutil.which, (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
@@ -178,15 +177,9 @@ def test_the_page_opens_in_a_browser(hostile, pair, tmp_path):
     assert untouched.stdout.count("<h2>") == 6 and "run by the page</title>" not in untouched.stdout
 
 
-def test_pass_curves_have_their_values():
-    figure, axis = plt.subplots()
-    curve = pd.DataFrame({"rate": [0.3, 0.5, 0.6, 0.8], "low": 0.2, "high": 0.9},
-                         index=[1, 2, 4, 8])
-    pass_curves({"before": curve, "after, seed 1": curve}, axis)
-    assert axis.lines[1].get_ydata().tolist() == pytest.approx((100 * curve["rate"]).tolist())
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["1", "2", "4", "8"]
-    assert axis.lines[0].get_linestyle() == "--" and len(axis.collections) == 2
-    plt.close(figure)
+def test_no_p_claims_more_than_a_test_can():
+    assert [report.p_value(p) for p in (9e-140, 0.00099, 0.001, 0.0456, 1.0)] == [
+        "< 0.001", "< 0.001", "0.001", "0.046", "1.000"]
 
 
 def test_a_run_that_the_clock_stopped_is_whole_but_misses_no_step(pair):

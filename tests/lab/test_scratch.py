@@ -1,8 +1,12 @@
-"""GRPO from scratch agrees with the installed trl, piece by piece and as a whole."""
+"""GRPO from scratch, as it stands in notebook 06, agrees with the installed trl.
+
+Piece by piece and as a whole. The functions are those of the notebook's cells.
+"""
 
 import json
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,9 +19,12 @@ from helpers.dataset import load_split
 from helpers.models import load_model
 from helpers.runs import read_rows
 from helpers.training import METRICS, prompt_dataset
-from lab import beside_trl, scratch
+from lab import beside_trl
 from lab.beside_trl import Lockstep, Witness, witness
 from lab.report import regrade
+
+CODE = beside_trl.notebook_code()
+scratch = SimpleNamespace(**CODE)
 
 SMALL = replace(profiles.CPU, group_size=4, prompts_per_step=4, micro_batch=16, steps=2,
                 max_completion_length=50, mask_truncated=True, learning_rate=2e-3)
@@ -85,7 +92,7 @@ def from_scratch(profile, tokenizer, steps):
     for weights, rolled_out, asked, _, _ in steps:
         model.load_state_dict(weights)
         tokens = rolled_out["completion_ids"]
-        batch, _ = scratch.make_batch(tokenizer, profile, asked[:: profile.group_size], tokens)
+        batch = scratch.make_batch(tokenizer, profile, asked[:: profile.group_size], tokens)
         assert torch.equal(batch["prompts"], rolled_out["prompt_ids"])
         assert torch.equal(batch["mask"], rolled_out["completion_mask"])
         torch.testing.assert_close(batch["advantages"], rolled_out["advantages"])
@@ -122,7 +129,7 @@ def test_loss_and_gradients_of_every_parameter(tmp_path, dataset, monkeypatch, l
     profile = replace(SMALL, loss_type=loss_type, beta=beta)
     if scale == "none":
         plain = scratch.group_advantages
-        monkeypatch.setattr(scratch, "group_advantages", lambda r, g: plain(r, g, scale=False))
+        monkeypatch.setitem(CODE, "group_advantages", lambda r, g: plain(r, g, scale=False))
     steps, tokenizer = with_trl(profile, dataset, tmp_path, monkeypatch, scale_rewards=scale,
                                 num_iterations=2)
     assert len(steps) == 2
@@ -155,7 +162,7 @@ def test_training_in_lockstep_stays_together(tmp_path, dataset):
     start = {name: p.detach().clone() for name, p in mine.named_parameters()}
     trainer = witness(model, tokenizer, profile, dataset, runs["trl"], 5, save_strategy="no")
     trainer.sampling_seed = 5
-    steps = scratch.training_steps(mine, tokenizer, profile, dataset, 5)
+    steps = beside_trl.training_steps(mine, tokenizer, profile, dataset, 5)
     trainer.add_callback(Lockstep(trainer, steps, runs))
     trainer.train()
     rows = {name: read_rows(run / "metrics.jsonl") for name, run in runs.items()}
@@ -176,7 +183,7 @@ def test_three_updates_on_one_batch_with_clipped_gradients(tmp_path, dataset):
     trainer = witness(model, tokenizer, profile, dataset, tmp_path, num_iterations=3,
                       save_strategy="no")
     trainer.train()
-    batch, _ = scratch.make_batch(tokenizer, profile, trainer.asked[:: profile.group_size],
+    batch = scratch.make_batch(tokenizer, profile, trainer.asked[:: profile.group_size],
                                   trainer.rolled_out["completion_ids"])
     optimizer = torch.optim.AdamW(mine.parameters(), lr=profile.learning_rate, weight_decay=0.0)
     reference = load_model(profile)[0]
@@ -194,12 +201,12 @@ def test_three_updates_on_one_batch_with_clipped_gradients(tmp_path, dataset):
 def test_sampling_is_generates(dataset, temperature):
     """Same random numbers, same tokens: with padded prompts, ended and cut-off completions."""
     model, tokenizer = load_model(profiles.CPU)
+    profile = replace(SMALL, max_completion_length=60, temperature=temperature)
     puzzles = [dataset[i] for i in range(6)]
     prompts, mask = scratch.encode_prompts(tokenizer, puzzles)
     assert (mask == 0).any()
-    eos = tokenizer.eos_token_id
-    here = scratch.sample_group(model, prompts, mask, 4, 60, eos, temperature=temperature,
-                                generator=torch.Generator().manual_seed(3))
+    here = scratch.sample_group(model, tokenizer, profile, puzzles,
+                                torch.Generator().manual_seed(3))
     with torch.random.fork_rng():
         torch.manual_seed(3)
         there = model.generate(
@@ -207,7 +214,7 @@ def test_sampling_is_generates(dataset, temperature):
             attention_mask=mask.repeat_interleave(4, dim=0), max_new_tokens=60,
             temperature=temperature)[:, prompts.shape[1]:]
     assert here.shape == there.shape and (here == there).float().mean() > 0.97
-    ended = (here == eos).any(dim=1)
+    ended = (here == tokenizer.eos_token_id).any(dim=1)
     assert ended.any() and not ended.all()
 
 
@@ -238,15 +245,16 @@ def test_mask_ends_with_the_first_end_token():
 
 
 def test_an_unknown_loss_type_and_an_unfit_profile_say_so(dataset):
-    with pytest.raises(ValueError, match="choose grpo, dapo or dr_grpo"):
-        scratch.aggregate(torch.ones(1, 1), torch.ones(1, 1), "bnpo", 1)
     model, tokenizer = load_model(profiles.CPU)
+    with pytest.raises(ValueError, match="choose grpo, dapo or dr_grpo"):
+        other = replace(SMALL, loss_type="bnpo")
+        next(beside_trl.training_steps(model, tokenizer, other, dataset))
     unfit = profiles.SMOLLM2, replace(SMALL, warmup_steps=2), replace(SMALL, micro_batch=8)
     for profile in unfit:
         with pytest.raises(ValueError, match="use profile cpu"):
-            next(scratch.training_steps(model, tokenizer, profile, dataset))
+            next(beside_trl.training_steps(model, tokenizer, profile, dataset))
     with pytest.raises(ValueError, match="3 puzzles, and a step asks 4"):
-        next(scratch.training_steps(model, tokenizer, SMALL, dataset.select(range(3))))
+        next(beside_trl.training_steps(model, tokenizer, SMALL, dataset.select(range(3))))
 
 
 def test_a_lockstep_run_is_not_overwritten(tmp_path, monkeypatch):

@@ -122,3 +122,13 @@ def test_model_fits_the_tokenizer_and_its_seed(tokenizer):
     with torch.no_grad():
         logits = [model(ids).logits for model in (one, again, other)]
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+
+
+def test_trl_writes_messages_with_the_template_and_leaves_a_string_as_it_is(tokenizer):
+    from trl.data_utils import maybe_apply_chat_template
+
+    messages = build_messages([4, 11, 8], 12)
+    written = maybe_apply_chat_template({"prompt": messages}, tokenizer)["prompt"]
+    assert written == render(tokenizer, messages, add_generation_prompt=True)
+    string = messages[1]["content"]
+    assert maybe_apply_chat_template({"prompt": string}, tokenizer)["prompt"] == string
