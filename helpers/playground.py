@@ -13,6 +13,7 @@ from fractions import Fraction
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
 from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
 from helpers.paths import DATA
@@ -25,6 +26,24 @@ PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 
 TELLING = ("8, 11, 12 -> 44", "7, 7, 7 -> 56", "1, 1, 2 -> 1", "1, 4, 12 -> 3", "2, 3, 8 -> 13",
            "2, 5, 9 -> 55", "2, 10, 10 -> 22", "3, 8, 10 -> 15", "4, 6, 7 -> 9", "5, 7, 8 -> 6",
            "6, 6, 10 -> 9", "7, 8, 10 -> 25")
+RIGHT = "<think>12 - 8 = 4, 4 * 11 = 44</think>\n<answer>(12 - 8) * 11 = 44</answer>"
+PRESETS = {name: (RIGHT.replace(old, new), [8, 11, 12], 44) for name, old, new in (
+    ("right", "", ""), ("a text after the end", "</answer>", "</answer> Done!"),
+    ("words in the answer", "(12", "It is (12"), ("no thought", "12 - 8 = 4, 4 * 11 = 44", ""),
+    ("a number three times", ") * 11", ") * 11 * 11 / 11"))}
+TRY = ("<b>Try:</b> delete the newline between &lt;/think&gt; and &lt;answer&gt;. Which reward is "
+       "lost, and why? What you type is kept under <b>yours</b>.")
+# Shown where no kernel runs: live widgets hide it, and JupyterLab's error where they are missing is
+# hidden by it. Pages that drop styles and scripts show it at once. The script names the sliders.
+STILL = """<style>@keyframes KEY { from { max-height: 0; visibility: hidden } }
+.KEY { animation: 0s 3s both KEY; overflow: hidden }
+.jp-OutputArea-child:has(.KEY) + .jp-OutputArea-child:not(:has(.KEY-live)) { display: none }
+</style><div class="KEY"><p>The playground at its start; run this cell to type into it.</p>
+FIRST</div><script>new MutationObserver((_, watch) => {
+  const handles = document.querySelectorAll(".KEY-live .noUi-handle");
+  for (const x of handles) x.ariaLabel = x.closest(".widget-slider").firstChild.textContent;
+  if (handles.length > 1) watch.disconnect();
+}).observe(document.body, { childList: true, subtree: true });</script>"""
 # The look of each kind of part: an element that still says something where styles are stripped, a
 # style, and the words of the legend. Dark letters on every coloured ground: the page may be dark.
 KINDS = {
@@ -58,8 +77,8 @@ def explain(text, nums, target):
     Returns
     -------
     Explanation
-        The parts join to the text; `unused` are the places of the given numbers that none uses.
-        Scores are those of `helpers.rewards`; reasons are plain text, none for a full reward.
+        Parts that join to the text, the places of the given numbers that none uses, the scores of
+        `helpers.rewards`, and reasons as plain text, none for a full reward.
     """
     nums, target, parsed = [int(n) for n in nums], int(target), parse_completion(text)
     parts = tuple(part for part in _parts(text, nums, parsed.equation) if part.text)
@@ -193,16 +212,16 @@ def _visible(text):
 def _span(part):
     element, style, words = KINDS[part.kind]
     letter = "" if part.given is None else chr(ord("a") + part.given % 26)
-    title, label = (f"{words} {letter}", f"<sub>{letter}</sub>") if letter else (words, "")
+    label = f'<sub style="vertical-align:baseline">{letter}</sub>' * bool(letter)  # on its ground
     style = style.format(_GROUNDS[(part.given or 0) % len(_GROUNDS)])
-    look = f' title="{title}" style="{style}"' if words else ""
+    look = f' title="{f"{words} {letter}".strip()}" style="{style}"' if words else ""
     shown = html.escape(_visible(part.text))
     return f'<{element} data-part="{part.kind}"{look}>{shown}{label}</{element}>'
 
 
 def message(text):
     """Return a note to the reader as HTML; `text` is escaped."""
-    return ('<p data-part="message" style="color:#111;background:#fff3c4;padding:2px 8px">'
+    return ('<p data-part="message" style="color:#111;background:#fff3c4;margin:4px 0;padding:4px">'
             f"<b>Note:</b> {html.escape(_visible(text))}</p>")
 
 
@@ -213,14 +232,11 @@ def render(text, nums, target):
     is escaped; what cannot be shown is written out as ‹U+0000›.
     """
     notes = (
-        (not text.strip(),
-         "The completion is empty: type or paste one, or step through the recorded."),
+        (not text.strip(), "The completion is empty: type or paste one, or start from another."),
         (len(text) > LONGEST_SHOWN, f"{len(text):,} characters: the first {LONGEST_SHOWN:,} are "
                                     "shown, the scores are of the whole text."),
-        (_visible(text) != text,
-         "Characters that a page cannot show are written out, like ‹U+0000›."),
-        ("\ufffd" in text,
-         "\ufffd stands for half of a surrogate pair, or another damaged character."))
+        (_visible(text) != text, "What a page cannot show is written out, like ‹U+0000›."),
+        ("\ufffd" in text, "\ufffd stands for half of a surrogate pair or a damaged character."))
     notes = "".join(message(words) for holds, words in notes if holds)
     found, spans, left = explain(text, nums, target), "", LONGEST_SHOWN
     for part in found.parts:
@@ -232,19 +248,19 @@ def render(text, nums, target):
     legend = "; ".join(f'<{element} style="{style.format(_GROUNDS[0])}">{words}</{element}>'
                        for element, style, words in looks if words)
     rows = ""
-    for name, score, reasons in (("format", found.format_score, found.format_reasons),
-                                 ("equation", found.equation_score, found.equation_reasons)):
+    for name, score, reasons in zip(("format", "equation"), found[2:4], found[4:], strict=True):
         li = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
-        why = f'<ul style="margin:0;padding-left:1.2em">{li}</ul>' if li else "nothing is missing"
-        rows += _row([f"{name} reward", f'<b data-score="{name}">{score:.1f}</b> of 1.0', why])
-    return (f'<div data-part="verdict">{notes}<p>Given: {given}. Target: <b>{int(target)}</b></p>'
-            '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;'
-            'overflow:auto;line-height:1.7;border:1px solid #999;padding:4px 8px">'
-            f"{spans}</pre><p><small>{legend}</small></p><table><tbody>{rows}</tbody></table></div>")
+        why = f'<ul style="margin:0;padding-left:1.5em">{li}</ul>' if li else "nothing is missing"
+        rows += f'<div>{name} reward <b data-score="{name}">{score:.1f}</b> of 1.0: {why}</div>'
+    return ('<div data-part="verdict" style="line-height:1.5">'
+            f"{notes}Given: {given}. Target: <b>{int(target)}</b>"
+            '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:9em;overflow:auto;'
+            'line-height:1.6;border:1px solid #999;margin:4px 0;padding:4px 8px">'
+            f"{spans}</pre><small>{legend}</small>{rows}</div>")
 
 
 def _row(cells, element="td"):
-    style = "padding:2px 10px;text-align:left;vertical-align:top;line-height:1.4"
+    style = "padding:1px 10px;text-align:left;line-height:1.4;white-space:nowrap"
     cells = "".join(f'<{element} style="{style}">{cell}</{element}>' for cell in cells)
     return f"<tr>{cells}</tr>"
 
@@ -254,11 +270,7 @@ def advantages(rewards):
 
     ``(r - mean) / (std + 1e-4)``, std with n - 1: Shao et al. 2024, https://arxiv.org/abs/2402.03300,
     section 4.1.2, with the constant of trl's `GRPOTrainer`. Zeros where all rewards are equal.
-
-    Parameters
-    ----------
-    rewards : sequence of float, length 2 or more
-        The weighted sums of the rewards of one group.
+    `rewards` are the weighted sums of a group's two completions or more.
     """
     rewards = np.asarray(rewards, float)
     if rewards.ndim != 1 or len(rewards) < 2:
@@ -267,23 +279,17 @@ def advantages(rewards):
 
 
 def render_group(completions, nums, target, weights=(1.0, 1.0)):
-    """Show what the weights of the two rewards make of a group of completions of one puzzle.
+    """Return a table, as HTML, of a group's scores, weighted sums and advantages.
 
     Parameters
     ----------
     completions, nums, target : dict of str to str, sequence of int, int
         Completions by name, and their puzzle.
-    weights : tuple of float
+    weights : sequence of float
         Of the format reward and the equation reward (`reward_weights` in trl).
-
-    Returns
-    -------
-    str
-        HTML: a row per completion with its scores, weighted sum and advantage.
     """
     if len(completions) < 2:
-        return message("Advantages compare the completions of one group; for this puzzle none "
-                       "are recorded.")
+        return message("Advantages compare a group, and none is recorded for this puzzle.")
     form = np.array(strict_format_reward_func(completions.values()))
     equation = np.array([float(is_correct(text, nums, target)) for text in completions.values()])
     total = weights[0] * form + weights[1] * equation
@@ -294,28 +300,20 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
         answer = "no single answer" if answer is None else _quoted(answer.strip())
         width = min(abs(advantage), 3) * 20  # of a bar to the right or left of zero, in pixels
         left, ground = (60, "#0072b2") if advantage > 0 else (60 - width, "#d55e00")
-        bar = (
-            '<span style="white-space:nowrap"><span data-part="advantage" style="display:'
-            f'inline-block;width:3.5em">{advantage:+.2f}</span><span style="display:inline-block;'
-            f'height:0.8em;margin-left:{left:.0f}px;width:{width:.0f}px;background:{ground}">'
-            "</span></span>")
+        bar = ('<span data-part="advantage" style="display:inline-block;width:3.5em">'
+               f'{advantage:+.2f}</span><span style="display:inline-block;height:0.8em;'
+               f'margin-left:{left:.0f}px;width:{width:.0f}px;background:{ground}"></span>')
         rows += _row([html.escape(_visible(name)), html.escape(answer),
                       *(f"{number:.2f}" for number in numbers), bar])
     head = _row(("completion", "answer", "format", "equation", "weighted sum", "advantage"), "th")
     note = "" if np.ptp(total) > 0 else message(
         "All weighted sums are equal: every advantage is 0, and the group teaches nothing.")
-    return (f'<div data-part="group">{note}<table><thead>{head}</thead>'
+    return (f'<div data-part="group" style="overflow:auto">{note}<table><thead>{head}</thead>'
             f"<tbody>{rows}</tbody></table></div>")
 
 
 def parse_puzzle(text):
-    """Read a puzzle that a person typed, as ``4, 11, 8 -> 12``: its numbers and its target.
-
-    Raises
-    ------
-    ValueError
-        For anything else, with a sentence that says what to write.
-    """
+    """Read ``4, 11, 8 -> 12``; a ValueError, for anything else, says what to write."""
     match = _PUZZLE.fullmatch(text) if len(text) <= 100 else None
     if match is None:
         raise ValueError(f"{PUZZLE_FORM} (2 to 6 numbers, digits 0 to 9, at most 6 each).")
@@ -330,26 +328,21 @@ def write_puzzle(nums, target):
 def recorded_completions():
     """Read the shipped completions of the CPU model: five runs, before and after training.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Columns ``puzzle`` (as `write_puzzle`, numbers sorted), ``run, stage, temperature,
-        completion``. All runs start from one model, so the rows of a puzzle with stage "before"
-        and temperature 1 are samples of one policy; each saw the numbers in its own order.
+    The columns: ``puzzle`` (as `write_puzzle`, numbers sorted), ``run, stage, temperature,
+    completion``. All runs start from one model, so the rows of a puzzle with stage "before" and
+    temperature 1 are samples of one policy; each saw the numbers in its own order.
     """
     columns = ["stage", "temperature", "nums", "target", "completion"]
     frame = pd.concat([pd.read_parquet(path, columns=columns).assign(run=path.parent.name)
                        for path in sorted(DATA.glob("*/cpu-seed*/evaluation.parquet"))])
-    numbers, targets = frame.pop("nums").map(sorted), frame.pop("target")
-    frame["puzzle"] = list(map(write_puzzle, numbers, targets))
+    frame["puzzle"] = list(map(write_puzzle, frame.pop("nums").map(sorted), frame.pop("target")))
     return frame.sort_values(["stage", "temperature", "run"], kind="stable",
                              ascending=[False, False, True], ignore_index=True)
 
 
 def group_of(recorded, puzzle):
     """Return the starting model's completions of a puzzle at temperature 1, by run."""
-    rows = recorded[(recorded["puzzle"] == puzzle) & (recorded["stage"] == "before")
-                    & (recorded["temperature"] == 1.0)]
+    rows = recorded.query("puzzle == @puzzle and stage == 'before' and temperature == 1")
     return {f"sample {i + 1}": text for i, text in enumerate(rows["completion"])}
 
 
@@ -370,7 +363,7 @@ _Line = type("_Line", (_Sendable, widgets.Text), {})
 _Area = type("_Area", (_Sendable, widgets.Textarea), {})
 
 
-def playground(recorded, presets=None):
+def playground(recorded, presets=PRESETS):
     """Return the playground: widgets that score a completion as one types.
 
     Parameters
@@ -378,63 +371,89 @@ def playground(recorded, presets=None):
     recorded : pandas.DataFrame
         As from `recorded_completions`.
     presets : dict of str to tuple, optional
-        More completions to choose, by name: ``(text, nums, target)``.
+        Completions by name, ``(text, nums, target)``: a button each, and the first is the start.
     """
-    choices = {f"recorded: {puzzle}": (None, *parse_puzzle(puzzle)) for puzzle in TELLING}
-    choices |= presets or {}
-    style, line = {"description_width": "9em"}, {"width": "60%"}
-    choice = widgets.Dropdown(options=list(choices), description="choose", layout=line, style=style)
-    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, layout=line, style=style)
-    box = _Area(description="completion", layout={"width": "98%", "height": "9em"}, style=style,
-                placeholder="<think>...</think>\n<answer>... = ...</answer>")
-    back, onward = (widgets.Button(description=name, layout={"width": "8em"})
-                    for name in ("◀ previous", "next ▶"))
+    fit, row = {"description_width": "max-content"}, {"flex": "1 1 12em", "width": "auto"}
+    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, style=fit, layout=row)
+    choice = widgets.Dropdown(description="recorded", options=("", *TELLING), layout=row, style=fit)
+    box = _Area(placeholder="<think>...</think>\n<answer>... = ...</answer>", style=fit, layout={
+        "flex_flow": "column", "align_items": "stretch", "width": "auto", "height": "14em"})
+    back, onward, last, *begins = (widgets.Button(description=name, layout={"width": "auto"})
+                                   for name in ("◀ previous", "next ▶", "yours", *presets))
     sliders = [widgets.FloatSlider(1.0, min=0, max=2, step=0.1, description=f"{name} weight",
-                                   style=style) for name in ("format", "equation")]
-    where, verdict, group = (widgets.HTML(layout={"width": x}) for x in ("auto", "98%", "98%"))
-    rows, place = recorded[:0], 0  # what is recorded for the puzzle, and which of it is shown
+                                   style={"description_width": "9em"}, layout={"width": "25em"})
+               for name in ("format", "equation")]
+    group, verdict = widgets.HTML(), widgets.HTML(layout={
+        "flex": "1 1 26em", "height": "24em", "overflow": "auto", "margin": "2px 2px 2px 12px"})
+    # (name, text) of all there is for the puzzle, and of what was typed; which of them is shown
+    shelf, mine, place, asked, written, samples = [("", "")], [], 0, None, None, {}
 
-    def show(change):
-        nonlocal rows, place
-        try:
-            nums, target = parse_puzzle(puzzle.value)
-        except ValueError as error:
-            rows = recorded[:0]
-            where.value, verdict.value, group.value = "", message(str(error)), ""
-            return
-        written = write_puzzle(sorted(nums), target)
-        if change.owner is puzzle:
-            rows, place = recorded[recorded["puzzle"] == written], 0
-            where.value = f"{len(rows)} recorded" if len(rows) else "none recorded for this puzzle"
-        completions = group_of(rows, written)
-        if completions and box.value.strip() and box.value not in completions.values():
-            completions["the one above"] = box.value
-        if change.owner not in sliders:  # the weights change no score
-            verdict.value = render(box.value, nums, target)
-        group.value = render_group(completions, nums, target, [slider.value for slider in sliders])
+    def show(change=None):
+        name, text = (shelf + mine)[place]
+        box.description = f"completion ({name})"
+        if asked and change is None:  # the weights change no score
+            verdict.value = render(text, *asked)
+        if asked:
+            more = {} if text in ("", *samples.values()) else {name.partition(":")[0]: text}
+            group.value = render_group(samples | more, *asked, [weight.value for weight in sliders])
 
-    def step(by):
+    def go(to):
         nonlocal place
-        if len(rows):
-            place = (place + by) % len(rows)
-            row = rows.iloc[place]
-            where.value = html.escape(f"{place + 1} of {len(rows)}: {row['stage']} training, "
-                                      f"temperature {row['temperature']:g}, run {row['run']}")
-            box.value = row["completion"]
+        place = to % len(shelf + mine)
+        box.value = (shelf + mine)[place][1]
+        show()
 
-    def choose(*_):
-        text, nums, target = choices[choice.value]
-        puzzle.value = write_puzzle(nums, target)
-        if text is None:
-            step(0)
-        else:
-            box.value = _sendable(text)
+    def typed(change):
+        nonlocal place
+        if change.new != (shelf + mine)[place][1]:  # else it is `go` that put it there
+            place = place if place >= len(shelf) else len(shelf + mine)
+            at, last.disabled = place - len(shelf), False
+            mine[at : at + 1] = [(f"yours {at + 1}", change.new)]
+            show()
 
-    for widget in (puzzle, box, *sliders):
-        widget.observe(show, "value")
-    choice.observe(choose, "value")
-    back.on_click(lambda _: step(-1))
-    onward.on_click(lambda _: step(1))
-    choose()
-    return widgets.VBox([choice, puzzle, widgets.HBox([back, onward, where]), box, verdict,
-                         widgets.HBox(sliders), group])
+    def set_up(_):
+        nonlocal shelf, asked, written, samples
+        try:
+            asked = nums, target = parse_puzzle(puzzle.value)
+        except ValueError as error:
+            asked = written = None
+            choice.value, verdict.value, group.value = "", message(str(error)), ""
+            return
+        before, written = written, write_puzzle(sorted(nums), target)
+        choice.value = written if written in TELLING else ""
+        if written == before:
+            return show()
+        shelf = [(f"example: {name}", _sendable(text)) for name, (text, given, goal)
+                 in presets.items() if write_puzzle(sorted(given), goal) == written]
+        rows = recorded[recorded["puzzle"] == written]
+        samples = group_of(rows, written) or dict(shelf)
+        shelf += [(f"{i} of {len(rows)}: {row.stage} training, temperature {row.temperature:g}, "
+                   f"run {row.run}", row.completion) for i, row in enumerate(rows.itertuples(), 1)]
+        shelf = shelf or [("none recorded for this puzzle", "")]
+        go(0)
+
+    def begin(button):
+        _, *its = presets[button.description]
+        puzzle.value = write_puzzle(*its)
+        go([name for name, _ in shelf].index(f"example: {button.description}"))
+
+    for widget, act in ((puzzle, set_up), (box, typed), *((slider, show) for slider in sliders)):
+        widget.observe(act, "value")
+    widgets.dlink((choice, "value"), (puzzle, "value"),
+                  lambda new: puzzle.value if new in ("", written) else new)
+    for button, act in ((back, lambda _: go(place - 1)), (onward, lambda _: go(place + 1)),
+                        (last, lambda _: go(-1)), *((button, begin) for button in begins)):
+        button.on_click(act)
+    last.disabled = True
+    puzzle.value = next((write_puzzle(*its) for _, *its in presets.values()), TELLING[0])
+    key, across = f"playground-{box.model_id[:8]}", {"flex_flow": "row wrap"}
+    left = widgets.VBox([widgets.HBox([puzzle, choice]), box, widgets.HBox([back, onward, last]),
+                         *sliders], layout={"flex": "1 1 26em"})
+    live = widgets.VBox([
+        widgets.HTML(f"<style>.{key} {{ display: none }}</style>{TRY}"),
+        widgets.HBox([widgets.HTML("Start from:" * bool(begins)), *begins], layout=across),
+        widgets.HBox([left, verdict], layout=across), group], _dom_classes=[f"{key}-live"])
+    still = STILL.replace("KEY", key).replace("FIRST", verdict.value + group.value)
+    bundles = {"text/html": still, "text/plain": ""}, live._repr_mimebundle_() | {"text/plain": ""}
+    live._ipython_display_ = lambda: [display(bundle, raw=True) for bundle in bundles]
+    return live

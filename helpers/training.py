@@ -247,8 +247,3 @@ def train_or_resume(trainer, run, minutes=None):
         raise RuntimeError(
             f"training stopped: cannot write to {show(run)} ({error}). Free space or make it "
             "writable and run this cell again: it resumes from the last checkpoint") from error
-
-
-def grpo_config(profile, run, seed=0, **changes):  # TEMPORARY, removed with the old notebooks
-    from lab.record import make_config
-    return make_config(profile, run, seed, **changes)

@@ -49,6 +49,7 @@ def _run(path, out):
     running = [None]
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT, kernel_name="python3",
+        store_widget_state=False,  # a viewer without a kernel then shows the still picture
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning about its own sockets
         on_cell_execute=lambda cell, cell_index: running.__setitem__(0, cell_index),

@@ -1,13 +1,15 @@
 """The playground in JupyterLab in a real browser: typed into, stepped through, and attacked.
 
-The test starts its own JupyterLab and drives the machine's Chromium or Chrome with Playwright. To
-take the README's pictures again:
+The test starts its own JupyterLab and drives the machine's Chromium or Chrome with Playwright, in
+the window of a small laptop. To take the README's picture again:
 
     COUNTDOWN_PICTURES=data/pictures python -m pytest tests/test_browser.py
 """
 
+import json
 import os
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def live_cells():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on a free port, with settings and folders of its own; its address and token."""
+    """JupyterLab on a free port, with settings and folders of its own; its books, and addresses."""
     folder = tmp_path_factory.mktemp("lab")
     book = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in live_cells()],
@@ -55,7 +57,41 @@ def lab(tmp_path_factory):
     nbformat.write(book, folder / "books" / "playground.ipynb")
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder / 'books'}"]
     with jupyterlab(command, folder, env={"PYTHONPATH": str(ROOT)}) as (address, token):
-        yield f"{address}/lab/tree/playground.ipynb?token={token}"
+        yield folder / "books", lambda name: f"{address}/lab/tree/{name}?token={token}&reset"
+
+
+LIVE = ".jp-OutputArea-output > .widget-vbox"
+# Each text that can be seen in an element, with its contrast to what lies behind it, as WCAG 2 has
+# it; and the letters that do not stand on their number's ground.
+CONTRASTS = """root => {
+  const light = c => { const [r, g, b] = c.map(x => x / 255).map(
+    x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const read = c => c.match(/[0-9.]+/g).map(Number);
+  const found = [], texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  for (let node; (node = texts.nextNode());) {
+    const own = node.parentElement, box = own.getBoundingClientRect();
+    if (!node.textContent.trim() || !box.height || own.closest("style, :disabled")) continue;
+    let ground = own;
+    while ((read(getComputedStyle(ground).backgroundColor)[3] ?? 1) < 1)
+      ground = ground.parentElement;
+    const [a, b] = [[own, "color"], [ground, "backgroundColor"]].map(
+      ([element, name]) => light(read(getComputedStyle(element)[name]).slice(0, 3)));
+    let contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (own.tagName === "SUB" && box.bottom > own.parentElement.getBoundingClientRect().bottom)
+      contrast = 0;
+    found.push([node.textContent.trim().slice(0, 30), contrast]);
+  }
+  return found;
+}"""
+# From a key to the verdict on it, in milliseconds.
+A_KEY = """(box, verdict) => new Promise(done => {
+  const start = performance.now();
+  new MutationObserver((_, watch) => { watch.disconnect(); done(performance.now() - start); })
+    .observe(document.querySelector(verdict), {childList: true, subtree: true});
+  box.value += "x";
+  box.dispatchEvent(new Event("input", {bubbles: true}));
+})"""
 
 
 class Page:
@@ -63,15 +99,16 @@ class Page:
 
     def __init__(self, page):
         self.page = page
-        self.box = page.locator(".widget-textarea textarea")
-        self.puzzle = page.locator(".widget-text input[type=text]").first
-        self.verdict = page.locator("[data-part=verdict]")
+        self.live = page.locator(LIVE)
+        self.box = self.live.locator("textarea")
+        self.puzzle = self.live.locator("input[type=text]").first
+        self.verdict = self.live.locator("[data-part=verdict]")
 
     def read(self, what):
         return self.page.locator(what).all_inner_texts()
 
     def expect(self, what, texts):
-        playwright.expect(self.page.locator(what)).to_have_text(texts)
+        playwright.expect(self.live.locator(what)).to_have_text(texts)
 
     def expect_scores(self, form, equation):
         self.expect("[data-score]", [form, equation])
@@ -79,9 +116,17 @@ class Page:
     def expect_advantages(self, rewards):
         self.expect("[data-part=advantage]", [f"{a:+.2f}" for a in pg.advantages(rewards)])
 
+    def expect_text(self, text, label=None):
+        playwright.expect(self.box).to_have_value(text)
+        if label:
+            self.expect(".widget-textarea label", [f"completion ({label})"])
+
+    def press(self, name):
+        self.live.get_by_role("button", name=name, exact=True).click()
+
     def move(self, name, key, times):
         """Move a slider by its handle, with the keyboard."""
-        handle = self.page.locator(".widget-slider", has_text=name).locator(".noUi-handle")
+        handle = self.live.get_by_role("slider", name=name, exact=True)
         handle.focus()
         for _ in range(times):
             handle.press(key)
@@ -90,8 +135,14 @@ class Page:
         folder = os.environ.get("COUNTDOWN_PICTURES")
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.locator(".jp-OutputArea-output .widget-vbox").first.screenshot(
-                path=Path(folder) / f"{name}.png")
+            self.live.screenshot(path=Path(folder) / f"{name}.png")
+
+    def theme(self, name):
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        self.page.get_by_text("Theme", exact=True).first.hover()
+        self.page.get_by_text(f"JupyterLab {name}", exact=True).first.click()
+        self.page.locator(f"body[data-jp-theme-name='JupyterLab {name}']").wait_for(
+            state="attached")
 
     def nothing_went_wrong(self):
         assert self.page.evaluate("window.ran") is None
@@ -103,27 +154,28 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def opened(lab, tmp_path_factory):
+def opened(lab):
     """The notebook, opened and run by the menu; the playground is on the screen."""
     with browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1100, "height": 1400})
+        page = chromium.new_page(viewport={"width": 1366, "height": 768})
         page.set_default_timeout(PATIENCE)
         asked = []
         page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
-        page.goto(lab)
+        page.goto(lab[1]("playground.ipynb"))
         page.get_by_text("| Idle").first.wait_for()  # what runs before that may be lost
-        page.keyboard.press("Control+b")  # the list of files leaves its room to the notebook
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
-        page.locator("[data-part=verdict] [data-score]").first.wait_for()
+        page.locator(f"{LIVE} [data-score]").first.wait_for()
         yield Page(page)
         assert asked == []
 
 
 @pytest.fixture
 def page(opened):
+    opened.press("right")
+    opened.expect_text(pg.RIGHT)
     opened.puzzle.fill(PUZZLE)
-    opened.puzzle.press("Enter")
+    opened.expect_text("")
     opened.box.fill("start")
     opened.expect_scores("0.0", "0.0")
     yield opened
@@ -144,11 +196,31 @@ def test_scores_follow_each_key(page):
     page.expect("[data-part=verdict] li", ["after </answer> stands “ Done!”; nothing may"])
 
 
-def test_sliders_move_the_advantages_and_the_buttons_step(page):
+def test_a_key_is_answered_at_once(page):
+    page.box.fill(GOOD)
+    page.expect_scores("1.0", "1.0")
+    took = [page.box.evaluate(A_KEY, f"{LIVE} .widget-html:has([data-part=verdict])")
+            for _ in range(15)]
+    assert statistics.median(took) < 250, took  # 60 on a busy machine
+
+
+def test_the_first_task(page):
+    page.press("right")
+    page.expect_scores("1.0", "1.0")
+    assert "Try: delete the newline between </think> and <answer>" in page.live.inner_text()
+    page.box.press("Control+Home")
+    page.box.press("End")
+    page.box.press("Delete")
+    page.expect_text(pg.RIGHT.replace("\n", ""))
+    page.expect_scores("0.0", "1.0")
+    page.expect("[data-part=verdict] li", ["between </think> and <answer> there is no newline"])
+
+
+def test_sliders_move_the_advantages(page):
     puzzle, recorded = pg.TELLING[0], pg.recorded_completions()
     nums, target = pg.parse_puzzle(puzzle)
     page.puzzle.fill(puzzle)
-    page.puzzle.press("Enter")
+    page.expect_text(pg.RIGHT, "example: right")
     wrong = ("<think>12 - 8 = 4, 4 * 11 = 44 yes</think>\n"
              "<answer>(12 - 8) * 11 * 11 = 44</answer> Done!")
     page.box.fill(wrong)
@@ -160,14 +232,106 @@ def test_sliders_move_the_advantages_and_the_buttons_step(page):
     page.picture("playground")
     page.move("equation weight", "ArrowLeft", 8)
     page.expect_advantages([x.format_score + 0.2 * x.equation_score for x in found])
-    page.picture("playground-weights")
     page.move("equation weight", "ArrowRight", 8)
-    rows = recorded[recorded["puzzle"] == puzzle]["completion"].tolist()
-    page.page.get_by_role("button", name="next").click()
-    playwright.expect(page.box).to_have_value(rows[1])
-    page.page.get_by_role("button", name="previous").click()
-    playwright.expect(page.box).to_have_value(rows[0])
-    assert "1 of 30: before training" in page.page.locator(".widget-vbox").first.inner_text()
+    page.expect_advantages([x.format_score + x.equation_score for x in found])
+
+
+def test_what_was_typed_survives_stepping(page):
+    page.puzzle.fill(pg.TELLING[1])
+    rows = pg.recorded_completions().query("puzzle == @pg.TELLING[1]")["completion"].tolist()
+    page.expect_text(rows[0], "1 of 30: before training, temperature 1, run cpu-seed0")
+    page.box.fill("mine, typed")
+    playwright.expect(page.verdict).to_contain_text("mine, typed")
+    page.press("next ▶")
+    page.expect_text(rows[0])
+    page.press("next ▶")
+    page.expect_text(rows[1], "2 of 30: before training, temperature 1, run cpu-seed1")
+    page.press("yours")
+    page.expect_text("mine, typed")
+    assert "completion (yours" in page.live.inner_text()
+    page.live.get_by_role("combobox", name="recorded").select_option(pg.TELLING[0])
+    page.expect_text(pg.RIGHT, "example: right")
+    playwright.expect(page.puzzle).to_have_value(pg.TELLING[0])
+    page.press("yours")
+    page.expect_text("mine, typed")
+
+
+def test_everything_has_a_name_and_one_tab_reaches_it(page):
+    for role, name in (("slider", "format weight"), ("slider", "equation weight"),
+                       ("textbox", "puzzle"), ("combobox", "recorded"), ("button", "yours"),
+                       *(("button", name) for name in pg.PRESETS)):
+        assert page.live.get_by_role(role, name=name, exact=True).count() == 1, name
+    assert page.live.get_by_role("textbox", name=re.compile(r"^completion \(yours")).count() == 1
+    page.page.locator(".jp-Cell:has(.widget-vbox) .jp-InputPrompt").click()
+    page.page.keyboard.press("Tab")
+    assert page.live.evaluate("live => live.contains(document.activeElement)")
+
+
+@pytest.mark.parametrize("text", [GOOD, "a long line " * 40 + "\n" * 300 + GOOD + " Done!"],
+                         ids=["short", "long"])
+def test_it_fits_a_laptops_window_and_nothing_moves(page, text):
+    page.puzzle.fill(pg.TELLING[0])
+    page.expect_text(pg.RIGHT)
+    page.move("equation weight", "Home", 1)  # with the note that the group teaches nothing
+    page.move("format weight", "Home", 1)
+    slider = page.live.get_by_role("slider", name="format weight")
+    before = slider.bounding_box()["y"] - page.live.bounding_box()["y"]
+    page.box.fill(text)
+    page.expect_scores("1.0" if text == GOOD else "0.0", "0.0")
+    page.live.evaluate("live => live.scrollIntoView({block: 'start'})")
+    window = page.page.locator(".jp-WindowedPanel-outer").first.bounding_box()
+    assert slider.bounding_box()["y"] - page.live.bounding_box()["y"] == pytest.approx(before)
+    for part in (page.live, page.live.locator("[data-part=group]"), page.box, page.verdict):
+        box = part.bounding_box()
+        assert box["x"] + box["width"] <= window["x"] + window["width"]
+    assert page.live.bounding_box()["height"] <= window["height"] - 40  # a line of code above
+    assert page.box.bounding_box()["x"] + page.box.bounding_box()["width"] \
+        <= page.verdict.bounding_box()["x"]
+    assert page.live.evaluate("live => live.scrollWidth <= live.clientWidth")
+    page.move("equation weight", "End", 1)
+    page.move("format weight", "End", 1)
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])
+def test_every_word_can_be_read(page, theme):
+    page.theme(theme)
+    page.puzzle.fill(pg.TELLING[0])
+    page.expect_text(pg.RIGHT)
+    page.box.fill("Well: " + pg.RIGHT.replace("11 = 44<", "11 * 7 = 44 = 4<"))
+    page.expect("pre [data-part='wrong number']", ["7"])
+    found = page.live.evaluate(CONTRASTS)
+    words = [word for word, _ in found]
+    assert {"b", "7", "Well:", "format weight", "sample 1", "advantage"} <= set(words)
+    assert [pair for pair in found if pair[1] < 4.5] == []
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_without_its_kernel_a_page_shows_the_start(opened, lab, trusted):
+    """Reopened by who ran it, and opened by somebody else, for whom scripts and styles go."""
+    books, address = lab
+    opened.page.get_by_role("menuitem", name="File", exact=True).click()
+    opened.page.get_by_text("Save Notebook", exact=True).click()
+    for _ in range(300):
+        book = json.loads((books / "playground.ipynb").read_text(encoding="utf-8"))
+        if book["cells"][-1]["outputs"]:
+            break
+        opened.page.wait_for_timeout(100)
+    book["cells"] += [] if trusted else [nbformat.v4.new_markdown_cell("not signed")]
+    (books / f"{trusted}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    playwright.expect(opened.page.get_by_text("The playground at its start")).to_be_hidden()
+    page = opened.page.context.browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address(f"{trusted}.ipynb"))
+    page.get_by_text("The playground at its start").wait_for()
+    page.get_by_text("| Idle").first.wait_for()
+    page.wait_for_timeout(2000)  # by then the widgets are given up
+    output = page.locator(".jp-Cell-outputArea").last.inner_text()
+    assert "12c - 8a" in output and "equation reward 1.0 of 1.0" in output and "sample 5" in output
+    assert "VBox(" not in output
+    error = page.get_by_text("Error displaying widget")
+    assert error.count() == trusted
+    playwright.expect(error).to_be_hidden()
+    page.close()
 
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text[:30]))
@@ -193,12 +357,10 @@ def test_a_lone_surrogate_does_not_stop_it(page):
     ids=lambda text: ascii(text[:30]))
 def test_odd_puzzles_get_a_message(page, text):
     page.puzzle.fill(text)
-    page.puzzle.press("Enter")
     # while the page is redrawn the last puzzle's note may still stand beside it
-    message = page.page.locator("[data-part=message]").filter(
+    message = page.live.locator("[data-part=message]").filter(
         has_text="Write a puzzle as its numbers, an arrow")
     playwright.expect(message).to_have_count(1)
-    playwright.expect(page.page.locator("[data-score]")).to_have_count(0)
+    playwright.expect(page.live.locator("[data-score]")).to_have_count(0)
     page.puzzle.fill(PUZZLE)
-    page.puzzle.press("Enter")
     page.expect_scores("0.0", "0.0")

@@ -5,17 +5,20 @@ import re
 import time
 from html.parser import HTMLParser
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from IPython.core.formatters import DisplayFormatter
 
 from helpers import playground as pg
 from helpers.prompts import EXAMPLE
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from lab.scratch import group_advantages
+from lab import cells
 
+group_advantages = cells.run("06", "scratch")["group_advantages"]  # the lesson's own
 NUMS, TARGET = [4, 11, 8], 12
 GOOD = "<think>11 - 8 = 3\n3 * 4 = 12</think>\n<answer>(11 - 8) * 4 = 12</answer>"
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt;\"'</pre></div>"
@@ -205,7 +208,7 @@ def test_each_number_is_shown_where_it_is_used():
                        ("wrong number", "5", None), ("wrong number", "05", None)]
     assert pg.explain("<answer>5 = 5</answer>", [2, 5, 5], 1).unused == (0, 2)
     page = pg.render("<answer>5 = 5</answer>", [2, 5, 5], 1)
-    assert page.count("(not used)") == 2 and "5<sub>b</sub>" in page
+    assert page.count("(not used)") == 2 and re.search(r">5<sub [^>]*>b</sub></b>", page)
 
 
 def test_the_page_holds_the_whole_completion_and_the_scores():
@@ -242,7 +245,7 @@ def test_messages_are_escaped():
 def test_what_cannot_be_seen_is_written_out():
     words = shown(pg.render("\0\ud800\u202e\u200b\r", NUMS, TARGET))
     assert "‹U+0000›‹U+D800›‹U+202E›‹U+200B›‹U+000D›" in words
-    assert "Characters that a page cannot show" in words
+    assert "What a page cannot show is written out" in words
     assert "Note" not in shown(pg.render(GOOD + "\n\té\u2212", NUMS, TARGET))
 
 
@@ -258,7 +261,7 @@ def test_advantages_are_those_of_the_trainer(rewards):
 def test_advantages_need_a_group():
     with pytest.raises(ValueError, match="two rewards or more"):
         pg.advantages([1.0])
-    assert "one group" in pg.render_group({"one": GOOD}, NUMS, TARGET)
+    assert "compare a group" in pg.render_group({"one": GOOD}, NUMS, TARGET)
 
 
 @pytest.mark.parametrize("text", [
@@ -293,29 +296,36 @@ def test_groups_are_of_one_policy_and_worth_looking_at(recorded):
 
 
 class Driven:
-    """The widgets by what stands beside them, as a reader finds them."""
+    """The widgets by what stands on them, as a reader finds them; the text box is "completion"."""
 
     def __init__(self, box):
-        self.found = {}
-        for child in box.children:
-            for widget in getattr(child, "children", [child]):
-                self.found[widget.description or f"html {len(self.found)}"] = widget
-        self.page = [widget for name, widget in self.found.items() if name.startswith("html")]
+        self.box, self.found, page = box, {}, []
+        parts = [box]
+        while parts:
+            widget = parts.pop(0)
+            parts = [*getattr(widget, "children", ()), *parts]
+            if isinstance(widget, widgets.HTML):
+                page.append(widget)
+            elif isinstance(widget, widgets.Textarea):
+                self.found["completion"] = widget
+            elif not hasattr(widget, "children"):
+                self.found[widget.description] = widget
+        self.guide, _, self.verdict_page, self.group_page = page
 
     def __getitem__(self, name):
         return self.found[name]
 
     @property
-    def where(self):
-        return html.unescape(self.page[0].value)
+    def label(self):
+        return self["completion"].description
 
     @property
     def verdict(self):
-        return self.page[1].value
+        return self.verdict_page.value
 
     @property
     def group(self):
-        return self.page[2].value
+        return self.group_page.value
 
     @property
     def scores(self):
@@ -331,13 +341,56 @@ def lab(recorded):
     return Driven(pg.playground(recorded))
 
 
-def test_it_starts_with_a_recorded_completion_and_its_group(lab, recorded):
-    puzzle = pg.TELLING[0]
-    assert lab["puzzle"].value == puzzle
-    assert lab["completion"].value == next(iter(pg.group_of(recorded, puzzle).values()))
-    assert lab.where == "1 of 30: before training, temperature 1, run cpu-seed0"
-    assert len(lab.scores) == 2 and len(lab.advantages) == 5
-    assert lab["completion"].continuous_update
+@pytest.fixture
+def bare(recorded):
+    return Driven(pg.playground(recorded, {}))
+
+
+def test_it_starts_with_a_right_completion_a_task_and_a_group(lab):
+    assert lab["puzzle"].value == lab["recorded"].value == pg.TELLING[0]
+    assert lab.label == "completion (example: right)"
+    assert lab.scores == [1.0, 1.0] and len(lab.advantages) == 6
+    assert "delete the newline between </think> and <answer>" in html.unescape(lab.guide.value)
+    assert lab["completion"].continuous_update and lab["yours"].disabled
+
+
+def test_the_first_task_has_the_answer_that_it_asks_for(lab):
+    lab["completion"].value = lab["completion"].value.replace("</think>\n<answer>",
+                                                              "</think><answer>")
+    assert lab.scores == [0.0, 1.0]
+    assert "between </think> and <answer> there is no newline" in html.unescape(lab.verdict)
+
+
+def test_without_presets_it_starts_with_a_recorded_completion(bare, recorded):
+    assert bare["completion"].value == next(iter(pg.group_of(recorded, pg.TELLING[0]).values()))
+    assert bare.label == "completion (1 of 30: before training, temperature 1, run cpu-seed0)"
+    assert len(bare.scores) == 2 and len(bare.advantages) == 5
+
+
+def test_each_preset_has_a_button_and_shows_what_its_name_says(lab):
+    for name, scores in {"a text after the end": [0.0, 1.0], "words in the answer": [0.1, 0.0],
+                         "no thought": [1.0, 1.0], "a number three times": [1.0, 0.0],
+                         "right": [1.0, 1.0]}.items():
+        lab["puzzle"].value = "4, 11, 8 -> 12"
+        lab[name].click()
+        text, nums, target = pg.PRESETS[name]
+        assert lab["puzzle"].value == pg.write_puzzle(nums, target) == pg.TELLING[0]
+        assert lab["completion"].value == text and lab.scores == scores
+        assert lab.label == f"completion (example: {name})"
+    assert set(pg.PRESETS) <= set(lab.found)
+
+
+def test_presets_of_ones_own(recorded):
+    """They may be of a puzzle that nothing is recorded for: then they are the group."""
+    mine = {"good": (GOOD, NUMS, TARGET), "bad <b>": ("\ud800", [11, 4, 8], TARGET)}
+    lab = Driven(pg.playground(recorded, mine))
+    assert lab["completion"].value == GOOD and lab["puzzle"].value == "4, 11, 8 -> 12"
+    assert lab.scores == [1.0, 1.0] and lab.advantages == [0.71, -0.71]
+    assert "example: bad <b>" in shown(lab.group)
+    lab["bad <b>"].click()
+    assert lab["completion"].value == "\ufffd" and lab["puzzle"].value == "11, 4, 8 -> 12"
+    lab["completion"].value = GOOD + "!"
+    assert len(lab.advantages) == 3 and "yours 1" in lab.group
 
 
 def test_typing_scores_at_once(lab):
@@ -346,19 +399,72 @@ def test_typing_scores_at_once(lab):
     assert lab.scores == [1.0, 1.0]
     lab["completion"].value = GOOD[:-1]
     assert lab.scores == [0.0, 0.0] and "there is no &lt;/answer&gt;" in lab.verdict
-    assert "none recorded" in lab.where and lab.advantages == []
+    assert lab.label == "completion (yours 1)" and lab.advantages == []
 
 
-def test_stepping_goes_round_the_recorded_completions(lab, recorded):
-    rows = recorded[recorded["puzzle"] == lab["puzzle"].value]
+def test_stepping_goes_round_the_recorded_completions(bare, recorded):
+    rows = recorded[recorded["puzzle"] == bare["puzzle"].value]
     seen = []
     for _ in range(len(rows)):
-        seen.append(lab["completion"].value)
-        lab["next ▶"].click()
-    assert seen == rows["completion"].tolist() and lab["completion"].value == seen[0]
+        seen.append(bare["completion"].value)
+        bare["next ▶"].click()
+    assert seen == rows["completion"].tolist() and bare["completion"].value == seen[0]
+    bare["◀ previous"].click()
+    assert bare.label == "completion (30 of 30: after training, temperature 0, run cpu-seed4)"
+    assert bare["completion"].value == seen[-1]
+
+
+def test_what_was_typed_survives_everything(lab, recorded):
+    lab["completion"].value = "mine"
+    assert lab.label == "completion (yours 1)" and not lab["yours"].disabled
+    lab["next ▶"].click()  # round the end, to the first example
+    assert lab["completion"].value == pg.RIGHT
+    assert lab.label == "completion (example: right)"
     lab["◀ previous"].click()
-    assert lab.where == "30 of 30: after training, temperature 0, run cpu-seed4"
-    assert lab["completion"].value == seen[-1]
+    assert (lab["completion"].value, lab.label) == ("mine", "completion (yours 1)")
+    for name in ("right", "next ▶", "next ▶", "no thought"):
+        lab[name].click()
+    lab["completion"].value += "!"  # an example, changed, takes no place of an older text
+    assert lab.label == "completion (yours 2)"
+    lab["completion"].value += "?"
+    lab["recorded"].value = pg.TELLING[3]
+    lab["yours"].click()
+    assert lab["completion"].value == pg.PRESETS["no thought"][0] + "!?"
+    assert lab["puzzle"].value == pg.TELLING[3]  # it is tried on the new puzzle
+    lab["◀ previous"].click()
+    assert (lab["completion"].value, lab.label) == ("mine", "completion (yours 1)")
+    lab["completion"].value = "mine, longer"
+    lab["puzzle"].value = "no puzzle"
+    lab["next ▶"].click()
+    lab["◀ previous"].click()
+    assert lab["completion"].value == "mine, longer" and "Write a puzzle" in lab.verdict
+
+
+def test_a_new_puzzle_brings_its_own_completion(lab, recorded):
+    lab["completion"].value = "mine"
+    lab["recorded"].value = puzzle = pg.TELLING[2]
+    assert lab["puzzle"].value == puzzle
+    assert lab["completion"].value == pg.group_of(recorded, puzzle)["sample 1"]
+    lab["puzzle"].value = "4, 11, 8 -> 12"
+    assert lab["completion"].value == "" and "The completion is empty" in lab.verdict
+    assert lab.label == "completion (none recorded for this puzzle)"
+    assert lab["recorded"].value == ""
+    assert "none is recorded for this puzzle" in lab.group
+
+
+def test_the_same_puzzle_written_otherwise_keeps_what_is_shown(lab):
+    lab["completion"].value = pg.RIGHT + "!"
+    lab["puzzle"].value = "12 11 8 = 44"
+    assert lab["puzzle"].value == "12 11 8 = 44"  # not corrected while one types
+    assert lab["completion"].value == pg.RIGHT + "!" and lab["recorded"].value == pg.TELLING[0]
+    assert "Given: 12a, 11b, 8c" in shown(lab.verdict)
+
+
+def test_a_puzzle_that_was_broken_can_be_chosen_again(lab):
+    lab["puzzle"].value = pg.TELLING[0] + "x"
+    assert lab["recorded"].value == "" and "Write a puzzle" in lab.verdict
+    lab["recorded"].value = pg.TELLING[0]
+    assert lab["puzzle"].value == pg.TELLING[0] and lab.scores == [1.0, 1.0]
 
 
 def test_sliders_move_the_advantages(lab):
@@ -369,18 +475,29 @@ def test_sliders_move_the_advantages(lab):
     after = lab.advantages
     assert after != before
     lab["format weight"].value = lab["equation weight"].value = 0
-    assert lab.advantages == [0.0] * 6 and "teaches nothing" in lab.group
+    assert lab.advantages == [0.0] * 6
+    assert "every advantage is 0, and the group teaches nothing" in lab.group
     assert "weight" not in lab.verdict  # the scores themselves do not move
     lab["format weight"].value = lab["equation weight"].value = 1
     assert lab.advantages == before
 
 
-def test_choosing_another_puzzle_and_a_preset(recorded):
-    lab = Driven(pg.playground(recorded, {"mine": (GOOD, NUMS, TARGET)}))
-    lab["choose"].value = lab["choose"].options[1]
-    assert lab["choose"].value.endswith(lab["puzzle"].value) and len(lab.advantages) == 5
-    lab["choose"].value = "mine"
-    assert lab["completion"].value == GOOD and lab.scores == [1.0, 1.0]
+def test_a_page_without_a_kernel_shows_a_picture_of_the_start(recorded, monkeypatch):
+    stored = []
+    monkeypatch.setattr(pg, "display", lambda bundle, raw: stored.append(bundle))
+    lab = Driven(pg.playground(recorded, {"evil": (EVIL + "KEY FIRST", NUMS, TARGET)}))
+    DisplayFormatter().format(lab.box)  # as at the end of a cell
+    still, live = stored
+    assert live["application/vnd.jupyter.widget-view+json"]["model_id"] == lab.box.model_id
+    assert live["text/plain"] == ""  # this is what a page without a kernel shows in its place
+    [key] = [name.removesuffix("-live") for name in lab.box._dom_classes]
+    assert f".{key} {{ display: none }}" in lab.guide.value
+    # GitHub drops styles and scripts and their text; what is left is the playground's own elements
+    page = re.sub(r"(?s)<(style|script)>.*?</\1>", "", still["text/html"])
+    assert f'<div class="{key}">' in page
+    words = shown(page.replace(f' class="{key}"', ""))
+    assert EVIL + "KEY FIRST" in words and "Given: 4a (not used), 11b" in words
+    assert shown(lab.verdict) in words and shown(lab.group) in words
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
@@ -390,9 +507,9 @@ def test_odd_text_in_every_widget_gives_a_message(lab, text):
     assert len(lab.scores) == 2 and "<li>" in lab.verdict
     lab["puzzle"].value = text
     assert "Write a puzzle" in shown(lab.verdict) and lab.group == ""
-    assert not lab.where
-    lab["next ▶"].click()  # nothing to step through; nothing breaks
-    assert lab["completion"].value == text
+    lab["next ▶"].click()  # nothing breaks, and what was typed is still there
+    lab["yours"].click()
+    assert lab["completion"].value == text and "Write a puzzle" in lab.verdict
     lab["puzzle"].value = "4, 11, 8 -> 12"
     lab["completion"].value = GOOD
     assert lab.scores == [1.0, 1.0]

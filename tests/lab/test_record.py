@@ -74,8 +74,26 @@ def test_screening_runs_differ_in_nothing_but_that(name):
     assert (regrade(frame) == frame["correct"]).all() and set(frame["temperature"]) == {1.0, 0.0}
 
 
+@pytest.mark.parametrize(("name", "changes"), [
+    ("unmasked-100", {"steps": 100}), ("unmasked-lr4e-4", {"learning_rate": 4e-4}),
+    ("unmasked-overlong", {})])
+def test_later_screening_runs_say_what_they_trained_with(name, changes):
+    run = DATA / "sweeps" / f"smollm2-screen-{name}-seed0"
+    config = json.loads((run / "config.json").read_text())
+    different = set(profiles.differences(profiles.SMOLLM2, config["profile"]))
+    assert different == {"mask_truncated", *changes} and not config["profile"]["mask_truncated"]
+    training = config["training"]
+    assert training["learning_rate"] == changes.get("learning_rate", 2e-4)
+    assert ("overlong_punishment" in training["reward_funcs"]) == (name == "unmasked-overlong")
+    assert training["lora"]["lora_alpha"] == 64 and not training["mask_truncated_completions"]
+    assert len(read_rows(run / "metrics.jsonl")) == changes.get("steps", 65)
+    frame = pd.read_parquet(run / "evaluation.parquet")
+    assert (regrade(frame) == frame["correct"]).all() and set(frame["temperature"]) == {1.0, 0.0}
+
+
 SMOLLM2 = find_runs("smollm2")
 BY_NOTEBOOKS = DATA / "reference_runs" / "smollm2-notebooks"  # 04, then 05
+LEAN = DATA / "reference_runs" / "smollm2-notebooks-lean"  # the same, as they are now
 WATCHED = DATA / "reference_runs" / "smollm2-seed2"  # the one with a curve
 ONE_PROMPT, BOTH = (DATA / "sweeps" / f"smollm2-{name}-seed2" for name in ("1x32", "both-rewards"))
 
@@ -92,14 +110,13 @@ def test_three_seeds_of_smollm2_are_recorded():
     assert sum(file.stat().st_size for run in SMOLLM2 for file in run.iterdir()) < 8e6
 
 
-@pytest.mark.parametrize("run", [*SMOLLM2, BY_NOTEBOOKS], ids=lambda run: run.name)
+@pytest.mark.parametrize("run", [*SMOLLM2, BY_NOTEBOOKS, LEAN], ids=lambda run: run.name)
 def test_smollm2_gains_25_points_in_15_minutes_of_grpo(run):
-    config = json.loads((run / "config.json").read_text())
     before, after = (answers_at_one(run, stage) for stage in ("before", "after"))
     clusters = before["nums"].map(sorted).map(tuple)
     gain = paired_gain(before["correct"], after["correct"], clusters)
     assert gain["n"] >= 1000 and gain["gain"] >= 0.25 and gain["p"] < 1e-3 and gain["low"] > 0.2
-    assert config["training_seconds"] <= 15 * 60
+    assert read_rows(run / "metrics.jsonl")[-1]["seconds"] <= 15 * 60
 
 
 @pytest.mark.parametrize("ours", [WATCHED, BOTH], ids=lambda run: run.name)
