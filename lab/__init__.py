@@ -1,6 +1,6 @@
-"""What made and checks `data/`: for maintainers. Nothing in `helpers` imports it.
+"""What made and checks `data/`: for maintainers. Nothing in `helpers` imports it, and no lesson.
 
-Notebooks 01, 02, 03, 05 and 06 still take parts of it; tests/test_layout.py lists them.
+Notebooks under notebooks/more/ may.
 
 Its modules are commands (``python -m lab.record --help``) and what these need. Which command makes
 which file stands in data/README.md.
