@@ -9,7 +9,7 @@ from helpers.paths import ROOT, RUNS, show
 
 LINEAR_LAYERS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
-# Read when unsloth is imported, so set before. Why: notebook 04, section 9.
+# Read when unsloth is imported, so set before. Why: notebooks/more/what_does_a_step_cost.ipynb.
 UNSLOTH_ENVIRONMENT = {
     "UNSLOTH_DISABLE_STATISTICS": "1",  # no call home
     "UNSLOTH_GRPO_SEQ_PACKING": "0",  # it checks itself whenever a batch is the longest so far

@@ -7,7 +7,7 @@ SYSTEM_PROMPT = (
     "step by step. Then, on the next line, you write one equation inside <answer> and </answer>."
 )
 
-# Every clause is one that a reward checks; notebook 02 goes through them one by one.
+# Every clause is one that a reward checks; tests/test_prompts.py breaks them one by one.
 INSTRUCTIONS = (
     "Combine the numbers with + - * / and parentheses into an equation that equals the target. "
     "Use every number exactly once. Write nothing before <think>, nothing after </answer>, and "
