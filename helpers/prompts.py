@@ -1,6 +1,6 @@
 """What the model is asked, and how its completion is taken apart."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SYSTEM_PROMPT = (
     "You solve number puzzles. You first think inside <think> and </think>, trying combinations "
@@ -42,8 +42,7 @@ def completion_text(completion):
     return completion[0]["content"] or "" if completion else ""
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """The parts of a completion; a part that is not there is None."""
 
     think: str | None  # inside <think>, where the whole completion has the demanded structure
