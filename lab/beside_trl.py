@@ -137,11 +137,15 @@ class Witness(GRPOTrainer):
 
     sampling_seed = None
 
+    def __init__(self, *args, **kwargs):
+        self.seed_of_step = notebook_code()["sampling_seed"]  # once: the notebook is read for it
+        super().__init__(*args, **kwargs)
+
     def _generate_single_turn(self, *args, **kwargs):
         with torch.random.fork_rng():
             if self.sampling_seed is not None:
                 step = self.state.global_step + 1
-                torch.manual_seed(notebook_code()["sampling_seed"](self.sampling_seed, step))
+                torch.manual_seed(self.seed_of_step(self.sampling_seed, step))
             return super()._generate_single_turn(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs):

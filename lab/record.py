@@ -89,8 +89,7 @@ def make_model(profile, seed=0, **load):
     **load
         Arguments of ``from_pretrained`` that replace those of the cells.
     """
-    made = cells.run("04", "model", {"from_pretrained": load} if load else {},
-                     profile=profile, seed=seed)
+    made = cells.run("04", "model", {"from_pretrained": load}, profile=profile, seed=seed)
     return made["model"], made["tokenizer"]
 
 
@@ -104,7 +103,7 @@ def make_config(profile, run, seed=0, **changes):
     **changes
         Arguments of GRPOConfig that replace those of the cells.
     """
-    return cells.run("04", "config", {"GRPOConfig": changes} if changes else {},
+    return cells.run("04", "config", {"GRPOConfig": changes},
                      profile=profile, run=run, seed=seed)["config"]
 
 
