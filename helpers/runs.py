@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
-from contextlib import suppress
+import zipfile
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -14,6 +16,10 @@ from helpers.profiles import differences, settings
 
 REFERENCE_RUNS = DATA / "reference_runs"
 FILES = ("config.json", "metrics.jsonl", "evaluation.parquet")  # what is kept of a recorded run
+# Settings that change neither what is learned nor from what: how the batch is cut, what memory it
+# takes, how often it is saved, how long it goes on. A run goes on with others.
+LOOSE = {"steps", "micro_batch", "save_every", "vllm_gib", "max_num_seqs", "min_gpu_gib",
+         "roomy_gib", "standby", "gradient_checkpointing", "uses_vllm"}
 DISK_MIB = {False: 200, True: 15 * 1024}  # free space that a run needs, without and with a GPU
 
 
@@ -72,21 +78,74 @@ def open_run(profile, seed=0, name=None, folder=None):
     if free < needed:
         raise RuntimeError(f"{show(run)} has {free:.0f} MiB free and the run's checkpoints need up "
                            f"to {needed}: free some, or name another folder in COUNTDOWN_RUNS")
-    config = run / "config.json"
-    if not config.exists():
-        write_json(config, {"profile": settings(profile), "seed": seed,
-                            **environment(profile.needs_gpu)})
+    now = {"profile": settings(profile), "seed": seed}
+    if not (run / "config.json").exists():
+        write_json(run / "config.json", now | environment(profile.needs_gpu))
         return run
-    saved = json.loads(config.read_text())
-    different = differences(profile, saved["profile"])
-    if saved["seed"] != seed:
-        different.append("seed")
+    saved = read_config(run)
+    if not {"profile", "seed"} <= saved.keys():
+        raise RuntimeError(f"{show(run)}/config.json names no profile and seed: {_ANEW}")
+    found = differences(profile, saved["profile"])
+    different = [name for name in found if name not in LOOSE] + ["seed"] * (saved["seed"] != seed)
     if different:
         raise RuntimeError(
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
             f"{saved['seed']} that differs in: {', '.join(different)}. Move or delete the folder "
             "to start anew, or name another one in COUNTDOWN_RUNS; nothing was changed")
+    if found:  # noted, and no other run
+        was = {"until_step": len(read_rows(run / "metrics.jsonl"))}
+        was |= {name: saved["profile"].get(name) for name in found}
+        write_json(run / "config.json", saved | now | {"earlier": [*saved.get("earlier", []), was]})
     return run
+
+
+_ANEW = ("delete that file and run this again: it is written anew from the profile here, "
+         "checkpoints and metrics stay")
+
+
+def read_config(run):
+    """Return what a run's config.json holds; a RuntimeError says what to do if it is not whole."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+    except ValueError as error:  # empty or cut off: no JSON, or no text
+        raise RuntimeError(f"{show(run)}/config.json is not whole ({error}): {_ANEW}") from error
+    if not isinstance(config, dict):
+        raise RuntimeError(f"{show(run)}/config.json is not a run's: {_ANEW}")
+    return config
+
+
+class Held(RuntimeError):
+    """Another process works in a folder."""
+
+
+@contextmanager
+def held(folder, what="trains"):
+    """Hold a folder for this process; the system frees it when the process ends, however it ends.
+
+    Raises
+    ------
+    Held
+        If another process does.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = owner.read_text() if owner.exists() else "another process"
+        raise Held(f"{who} {what} in {show(folder)}: wait for it or stop it (shut down "
+                   "its kernel), or name another folder; nothing was changed") from None
+    except (NotImplementedError, OSError) as error:  # a network drive without locks
+        print(f"{show(folder)} cannot be locked ({error}): start no second training there")
+    try:
+        if lock.is_locked:
+            replace_text(owner, f"process {os.getpid()} on {platform.node()}, since "
+                         f"{datetime.now():%Y-%m-%d %H:%M},")
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path, value):
@@ -114,33 +173,96 @@ def append_row(path, row):
 
 
 def read_rows(path):
-    """Read a JSON-lines file; a last line that a kill cut short is left out."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line]
+    """Read a JSON-lines file; a last line that a kill cut short is left out.
+
+    A broken line before the last (of a copy that was cut, say) is left out, too, and said.
+    """
+    rows, broken = _rows(path)
+    if broken:
+        print(f"{show(path)}: left out what is no whole line of JSON, line "
+              f"{', '.join(map(str, broken))}")
+    return rows
+
+
+def _rows(path):
+    rows, broken = [], []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line) | {})  # a TypeError unless it is a dict
+        except (ValueError, TypeError):
+            broken.append(number)
+    return rows, broken
 
 
 def keep_rows_until(path, step):
     """Drop the rows after `step`: a resumed run writes them again."""
-    rows = [row for row in read_rows(path) if row["step"] <= step]
+    rows, broken = _rows(path)
+    if broken:  # what a reader might still want to see
+        shutil.copyfile(path, free_name(path))
+    rows = [row for row in rows if row["step"] <= step]
     if path.exists():
         replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
-def last_checkpoint(run):
-    """Return the newest complete checkpoint folder of a run, or None.
+def checkpoints(run):
+    """Return {step: path} of what is called checkpoint-STEP in a run, the newest first."""
+    found = {int(path.name[11:]): path for path in run.glob("checkpoint-*")
+             if re.fullmatch("checkpoint-[0-9]+", path.name)}
+    return dict(sorted(found.items(), reverse=True))
 
-    The trainer writes trainer_state.json last, so a folder without a readable one was cut off
-    while it was being written; it is removed.
+
+def weights_fault(folder):
+    """Return what is wrong with a folder's weights, or None if they are whole."""
+    from safetensors import SafetensorError, safe_open
+
+    files = list(folder.glob("*.safetensors"))
+    try:
+        for file in files:  # opening it compares the file's length with what its header says
+            with safe_open(file, "numpy"):
+                pass
+    except (SafetensorError, OSError) as error:
+        return f"{file.name} is not whole ({error})"
+    return None if files else "it holds no weights"
+
+
+def checkpoint_fault(folder, step):
+    """Return what keeps a folder from being a whole checkpoint of a step, or None."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text())
+        if state["global_step"] != step:
+            return f"its trainer_state.json is of step {state['global_step']}"
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(folder / name) as file:
+                if file.testzip():
+                    return f"{name} is broken"
+    except FileNotFoundError as error:
+        return f"{os.path.basename(error.filename)} is missing"
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        return f"a file is not whole ({error})"
+    return weights_fault(folder)
+
+
+def last_checkpoint(run):
+    """Return the newest whole checkpoint folder of a run, or None.
+
+    One that is not whole (cut off while it was written or copied, without the optimiser's state) is
+    passed over, said, and left where it is.
     """
-    folders = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    for folder in reversed(folders):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
+    for step, folder in checkpoints(run).items():
+        if not (fault := checkpoint_fault(folder, step)):
             return folder
-        except (FileNotFoundError, json.JSONDecodeError):
-            shutil.rmtree(folder)
+        print(f"Passed over {show(folder)}: {fault}")
     return None
+
+
+def free_name(path, what="broken"):
+    """Return a name beside `path` that nothing has yet, to keep there what is in the way."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{what}-{number}")).exists():
+        number += 1
+    return free
 
 
 def find_runs(profile_name, root=REFERENCE_RUNS):

@@ -1,24 +1,30 @@
 """GRPO training around trl's own trainer: its settings, its log on disk, its resumption."""
 
 import gc
-import json
+import shutil
 import sys
 import time
 from contextlib import contextmanager
 
+import torch
 from IPython.display import display
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from helpers.evaluation import as_shown, sample_completions
 from helpers.paths import show
 from helpers.plots import picture, training_curves
 from helpers.profiles import half_precision
-from helpers.prompts import build_messages
+from helpers.prompts import build_messages, check_template
 from helpers.runs import (
     append_row,
+    checkpoint_fault,
+    checkpoints,
+    free_name,
+    held,
     keep_rows_until,
     last_checkpoint,
+    read_config,
     read_rows,
     write_json,
 )
@@ -38,6 +44,7 @@ SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that anot
     "use_vllm", "max_completion_length", "temperature", "reward_weights", "scale_rewards",
     "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
     "learning_rate", "warmup_steps", "seed")
+CUT = {"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "use_vllm"}
 
 
 def prompt_dataset(puzzles, seed=0):
@@ -82,40 +89,48 @@ def housekeeping(profile):
         vllm_importance_sampling_mode="sequence_mask",
         gradient_checkpointing=False,  # Unsloth brings its own; the CPU model needs none
         use_cpu=not profile.needs_gpu, torch_empty_cache_steps=None,
-        save_strategy="steps", save_steps=profile.save_every, save_total_limit=2,
+        save_strategy="steps", save_steps=profile.save_every,  # `Checkpoints` deletes older ones
         logging_steps=1, logging_nan_inf_filter=True, report_to="none", disable_tqdm=True)
 
 
-def note_settings(trainer, run):
+def note_settings(trainer, run, checkpoint=None):
     """Write what a trainer learns with into its run's config.json, or compare it with that.
 
     Parameters
     ----------
     trainer, run : trl.GRPOTrainer, path
         The trainer as it is, whatever the profile says; the run's folder.
+    checkpoint : path, optional
+        What the run goes on from.
 
     Raises
     ------
     RuntimeError
-        If the run has a checkpoint that was trained with other settings. More steps are no other
-        setting.
+        If the checkpoint was trained with other settings. More steps are no other setting, nor is
+        the same batch cut in another way.
     """
     now = {name: getattr(trainer.args, name) for name in SETTINGS}
     now["reward_funcs"] = [function.__name__ for function in trainer.reward_funcs]
     if adapter := getattr(trainer.model, "peft_config", {}).get("default"):
         now["lora"] = {"r": adapter.r, "lora_alpha": adapter.lora_alpha,
                        "target_modules": sorted(adapter.target_modules)}
-    path = run / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = read_config(run) if (run / "config.json").exists() else {}
     saved = config.get("training", {})
-    different = sorted(name for name in saved.keys() - {"max_steps"}
-                       if saved[name] != now.get(name))
-    if different and last_checkpoint(run):
-        changes = ", ".join(f"{name} was {saved[name]}" for name in different)
+    different = sorted(name for name in saved.keys() - CUT if saved[name] != now.get(name))
+    if saved and "lora" in now.keys() - saved.keys():
+        different.append("lora")
+    if CUT <= saved.keys() and _batch(saved) != _batch(now):
+        different.append("gradient_accumulation_steps")
+    if different and checkpoint:
+        changes = ", ".join(f"{name} was {saved.get(name)}" for name in different)
         raise RuntimeError(f"{show(run)} holds a run with other settings ({changes}). Name another "
                            "folder, open_run(profile, seed, name=\"try-1\"), or delete this one to "
                            "start anew; nothing was changed")
-    write_json(path, config | {"training": now})
+    write_json(run / "config.json", config | {"training": now})
+
+
+def _batch(settings):
+    return settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
 
 
 class MetricsLog(TrainerCallback):
@@ -135,6 +150,24 @@ class MetricsLog(TrainerCallback):
             row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 2)}
             row |= {ours: float(logs[name]) for name, ours in METRICS.items() if name in logs}
             append_row(self.path, row)
+
+
+class Checkpoints(TrainerCallback):
+    """Keep the two newest whole checkpoints; what a reader copied or renamed is left alone.
+
+    The trainer's own ``save_total_limit`` deletes whatever begins with "checkpoint-".
+    """
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_save(self, args, state, control, **kwargs):
+        """Delete what is older than the two newest."""
+        whole = [folder for step, folder in checkpoints(self.run).items()
+                 if step <= state.global_step and not checkpoint_fault(folder, step)]
+        for folder in whole[2:]:
+            if not folder.is_symlink():
+                shutil.rmtree(folder)
 
 
 class LiveCurves(TrainerCallback):
@@ -209,8 +242,73 @@ def collecting_between_steps(trainer):
         trainer.remove_callback(CollectAfterStep)
 
 
+class Stopped(KeyboardInterrupt):
+    """The stop button: a notebook shows one line, and Run All ends here."""
+
+    def _render_traceback_(self):
+        return [str(self)]
+
+
+def _begin_anew(trainer):
+    """Make a trainer that was stopped in this kernel like one that a fresh kernel has made.
+
+    Else it would go on in the middle of a batch that is gone, with its metrics and its gradient.
+    """
+    trainer._step, trainer._buffered_inputs, trainer._last_loaded_step = 0, None, -1
+    trainer._current_train_step_time = 0.0
+    for kept in (*trainer._metrics.values(), *trainer._logs.values(),
+                 trainer._pending_extra_logs, trainer._pending_metrics):
+        kept.clear()
+    trainer.optimizer = trainer.lr_scheduler = None
+    model = trainer.model
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not hasattr(model, "initial_weights"):  # on the model: the next trainer may be a new one
+        model.initial_weights = {n: p.detach().to("cpu", copy=True) for n, p in trainable.items()}
+    with torch.no_grad():  # a checkpoint, if there is one, is loaded over them
+        for name, p in trainable.items():
+            p.copy_(model.initial_weights[name])
+    set_seed(trainer.args.seed)  # whatever was sampled in between
+
+
+def _check(trainer, run):
+    """Refuse what would train something else than the settings say."""
+    check_template(trainer.processing_class)
+    if trainer.args.n_gpu > 1:
+        raise RuntimeError(f"{trainer.args.n_gpu} GPUs are visible, and each would get a batch: "
+                           "set CUDA_VISIBLE_DEVICES=0 before the kernel starts")
+    needed = _batch(vars(trainer.args)) // trainer.args.num_generations
+    if len(trainer.train_dataset) < needed:
+        raise ValueError(f"{len(trainer.train_dataset)} puzzles are fewer than the {needed} of one "
+                         "step: give more puzzles, or train with fewer prompts a step")
+
+    def loaded(result):
+        tied = set(getattr(trainer.model, "all_tied_weights_keys", None) or ())
+        strange = [*set(result.missing_keys) - tied, *result.unexpected_keys]
+        if strange:
+            raise RuntimeError(f"the checkpoint in {show(run)} is of another model: {strange[0]}")
+        trainer.model.tie_weights()
+
+    trainer._issue_warnings_after_load = loaded  # the trainer's own warns of tied weights, too
+
+
+def _same_order(trainer, checkpoint):
+    """Let the puzzles of later epochs come in the order of a run that was never stopped."""
+    make = type(trainer)._get_train_sampler
+    done = int(checkpoint.name[11:]) if checkpoint else 0
+    puzzles = _batch(vars(trainer.args)) // trainer.args.num_generations
+
+    def sampler(*arguments, **options):
+        made = make(trainer, *arguments, **options)
+        epoch = made.num_samples // puzzles * trainer.num_iterations  # its steps
+        for _ in range(done // epoch if made.shuffle else 0):
+            torch.randperm(made.num_samples, generator=made.generator)  # an epoch's order
+        return made
+
+    trainer._get_train_sampler = sampler
+
+
 def train_or_resume(trainer, run, minutes=None):
-    """Train to the end, from the run's last checkpoint if it has one.
+    """Train to the end, from the run's last whole checkpoint if it has one.
 
     Parameters
     ----------
@@ -221,25 +319,42 @@ def train_or_resume(trainer, run, minutes=None):
 
     Raises
     ------
-    RuntimeError
-        If the disk is full or became read-only; what the last checkpoint holds is kept. If the
-        folder holds a run with other settings: see `note_settings`.
+    RuntimeError, ValueError
+        If the disk is full or became read-only; what the last checkpoint holds is kept. If another
+        process trains in the folder, or it holds a run with other settings: see `note_settings`.
+        If the trainer has several GPUs, too few puzzles, or a chat template that does not fit.
+    Stopped
+        A KeyboardInterrupt, in one line.
     """
-    note_settings(trainer, run)
-    checkpoint = last_checkpoint(run)
-    done = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+    _check(trainer, run)
+    with held(run):
+        _train(trainer, run, minutes)
+
+
+def _train(trainer, run, minutes):
+    checkpoint, steps = last_checkpoint(run), trainer.args.max_steps
+    note_settings(trainer, run, checkpoint)
+    done = int(checkpoint.name[11:]) if checkpoint else 0
     seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
-    if done >= trainer.args.max_steps or (minutes and seconds and seconds[0] > 60 * minutes):
-        print(f"{show(run)} is complete ({done} steps); delete the folder to train anew")
+    if done >= steps or (minutes and seconds and seconds[0] > 60 * minutes):
+        print(f"{show(run)} is complete ({done} steps); delete the folder to train anew, or ask "
+              "for more steps")
         trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, LiveCurves):
                 callback.draw()
         return
+    for step, folder in checkpoints(run).items():
+        if step > done:  # not whole, and in the way of a new one
+            folder.rename(free_name(folder))
     if done:
-        print(f"Resuming {show(run)} after step {done} of {trainer.args.max_steps}")
+        print(f"Resuming {show(run)} after step {done} of {steps}")
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
+    trainer.remove_callback(Checkpoints)
+    trainer.add_callback(Checkpoints(run))
     logging.disable_progress_bar()  # one bar for each checkpoint's files
+    _begin_anew(trainer)
+    _same_order(trainer, checkpoint)
     try:
         with collecting_between_steps(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -247,3 +362,8 @@ def train_or_resume(trainer, run, minutes=None):
         raise RuntimeError(
             f"training stopped: cannot write to {show(run)} ({error}). Free space or make it "
             "writable and run this cell again: it resumes from the last checkpoint") from error
+    except KeyboardInterrupt:
+        kept = last_checkpoint(run)
+        kept = f"checkpoint at {kept.name[11:]}" if kept else "no checkpoint yet"
+        raise Stopped(f"Stopped after step {trainer.state.global_step} of {steps}; {kept}. "
+                      "Run this cell again to go on.") from None

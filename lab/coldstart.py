@@ -5,6 +5,7 @@
 """
 
 import argparse
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from helpers.dataset import load_split
 from helpers.models import load_tokenizer, lora_settings, pretrained_source, starting_point
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
-from helpers.runs import environment, write_json
+from helpers.runs import Held, environment, free_name, held, write_json
 from lab.tiny import build_model, build_tokenizer
 from lab.traces import examples
 
@@ -135,6 +136,7 @@ def train(model, tokenizer, rows, settings, output_dir, seed=0, **options):
         seed=seed,
         **options,
     )
+    config._n_gpu = min(config.n_gpu, 1)  # with several visible each would get a batch
     rank = settings.lora_rank
     lora = LoraConfig(**lora_settings(rank), task_type="CAUSAL_LM") if rank else None
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows,
@@ -177,8 +179,11 @@ def make(profile, folder):
             options["gradient_accumulation_steps"] = 4
     model, log = train(model, tokenizer, rows, settings, RUNS / "cold_start" / "trainer", **options)
     # As pretrained models are published, so that what is merged onto it later is 16-bit, too.
-    model.to("cpu", torch.bfloat16 if profile.needs_gpu else torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.to("cpu", torch.bfloat16 if profile.needs_gpu else torch.float32)
+    partial = folder.with_name(folder.name + ".partial")  # renamed when it is whole
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     record = {
         "command": f"python -m lab.coldstart {profile.name}",
         "settings": profiles.settings(profile)["cold_start"],
@@ -187,7 +192,10 @@ def make(profile, folder):
         "last_loss": round(log[-1]["loss"], 4),
         **environment(),
     }
-    write_json(folder / "cold_start.json", record)
+    write_json(partial / "cold_start.json", record)
+    if folder.exists():
+        folder.rename(free_name(folder, "earlier"))
+    partial.rename(folder)
     print(f"{show(folder)}: last loss {record['last_loss']}, {record['seconds']} s")
 
 
@@ -201,7 +209,12 @@ def main():
         sys.exit(str(error))
     if profile.cold_start is None:
         sys.exit(f"profile {profile.name} starts from its pretrained model: nothing to make")
-    make(profile, starting_point(profile))
+    folder = starting_point(profile)
+    try:
+        with held(RUNS / "cold_start", "makes a cold start"):
+            make(profile, folder)
+    except Held as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

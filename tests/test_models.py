@@ -1,6 +1,7 @@
 """What prepares a GPU model, as far as it can be checked without a GPU."""
 
 import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -47,6 +48,100 @@ def test_settings_of_the_environment_are_kept_where_the_reader_set_them(clean):
     assert models.os.environ["UNSLOTH_GRPO_SEQ_PACKING"] == "1"
     assert models.os.environ["UNSLOTH_COMPILE_DISABLE"] == "1"
     assert "UNSLOTH_VLLM_STANDBY" not in models.os.environ
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A cold start of profile smollm2 in a runs folder, with real files."""
+    monkeypatch.setattr(models, "RUNS", tmp_path)
+    folder = models.starting_point(profiles.SMOLLM2)
+    shutil.copytree(models.starting_point(profiles.CPU), folder)
+    return folder
+
+
+@pytest.mark.parametrize("missing", ["cold_start.json", "model.safetensors", "half", None])
+def test_half_a_cold_start_does_not_count_as_made(started, missing):
+    if missing == "half":
+        weights = started / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif missing:
+        (started / missing).unlink()
+    assert models.is_made(started) == (missing is None)
+    if missing:
+        with pytest.raises(FileNotFoundError, match="no whole model.*lab.coldstart smollm2"):
+            models.base_folder(profiles.SMOLLM2)
+    else:
+        assert models.base_folder(profiles.SMOLLM2) == str(started)
+
+
+def test_a_models_folder_is_found_from_any_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert os.path.isdir(models.base_folder(profiles.CPU))
+    profile = replace(profiles.CPU, cold_start=None)
+    assert os.path.isdir(models.base_folder(profile))
+    assert models.base_folder(replace(profile, model=str(tmp_path))) == str(tmp_path)
+
+
+def test_half_a_trained_model_or_adapter_is_not_loaded(started, tmp_path):
+    (started / "model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(FileNotFoundError, match="model.safetensors is not whole.*notebook 04"):
+        models.load_model(profiles.CPU, started)
+    with pytest.raises(RuntimeError, match="no whole adapter: model.safetensors is not whole"):
+        model = types.SimpleNamespace(peft_config={"default": None})
+        models.trained_model(model, profiles.SMOLLM2, started)
+
+
+def test_a_cold_start_that_is_killed_while_saving_leaves_nothing_that_counts(started, monkeypatch):
+    from lab import coldstart
+
+    whole = {file.name: file.read_bytes() for file in started.iterdir()}
+    profile = replace(profiles.CPU, cold_start=replace(
+        profiles.CPU.cold_start, examples=64, steps=2, batch=8))
+    monkeypatch.setattr(coldstart, "RUNS", started.parent.parent)
+
+    def killed(path, record):
+        raise KeyboardInterrupt
+
+    real = coldstart.write_json
+    monkeypatch.setattr(coldstart, "write_json", killed)
+    new = started.parent / "new"
+    for folder in (new, started):
+        with pytest.raises(KeyboardInterrupt):
+            coldstart.make(profile, folder)
+    assert not new.exists()
+    assert {file.name: file.read_bytes() for file in started.iterdir()} == whole
+    monkeypatch.setattr(coldstart, "write_json", real)
+    coldstart.make(profile, started)
+    assert models.is_made(started) and not (started.parent / "smollm2.partial").exists()
+    kept = started.parent / "smollm2.earlier-1"
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == whole
+
+
+def test_several_visible_gpus_are_one_for_the_cold_start(started, monkeypatch):
+    import trl
+
+    from lab import coldstart
+
+    seen = []
+
+    class Trainer:
+        def __init__(self, **given):
+            seen.append(given["args"])
+            raise KeyboardInterrupt
+
+    plain = trl.SFTConfig
+
+    def config(**options):
+        made = plain(**options)
+        made.device  # noqa: B018 - counts the GPUs
+        made._n_gpu = 3
+        return made
+
+    monkeypatch.setattr(trl, "SFTTrainer", Trainer)
+    monkeypatch.setattr(trl, "SFTConfig", config)
+    with pytest.raises(KeyboardInterrupt):
+        coldstart.train(None, None, None, profiles.CPU.cold_start, started, use_cpu=True)
+    assert seen[0].n_gpu == 1 and seen[0].train_batch_size == profiles.CPU.cold_start.batch
 
 
 def test_vllm_is_handed_the_files_of_the_pinned_revision(clean, tmp_path):

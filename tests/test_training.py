@@ -1,18 +1,26 @@
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
+from dataclasses import replace
 
+import nbformat
 import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from transformers import TrainerCallback
 
 from helpers import profiles, runs
+from helpers.dataset import load_split
 from helpers.models import load_model
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.training import SETTINGS, train_or_resume
+from helpers.training import MetricsLog, Stopped, prompt_dataset, train_or_resume
+from lab.record import make_config, make_model, make_trainer
 
 # A child process trains a few small steps; the parent kills it, or lets it end.
 CHILD = """
@@ -38,6 +46,33 @@ trainer = make_trainer(
     prompt_dataset(load_split("cpu", "train")), [MetricsLog(run)])
 train_or_resume(trainer, run)
 """
+
+
+SMALL = replace(profiles.CPU_SHORT, steps=6, save_every=2, prompts_per_step=2, group_size=4,
+                micro_batch=4, max_completion_length=24)
+
+
+def small(run, profile=SMALL, puzzles=200, callbacks=(), model=None, reward=equation_reward_func):
+    """A trainer as notebook 04's cells make it, for a few small steps."""
+    torch.set_num_threads(1)
+    run = runs.open_run(profile, folder=run)
+    model, tokenizer = (model, load_model(profile)[1]) if model else make_model(profile)
+    table = load_split("cpu", "train").sample(puzzles, random_state=0)
+    return make_trainer(model, tokenizer, make_config(profile, run),
+                        [strict_format_reward_func, reward], prompt_dataset(table),
+                        [MetricsLog(run), *callbacks])
+
+
+class StopAt(TrainerCallback):
+    """The stop button, between the two passes of the step after `step`; once."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt
 
 
 def start(run):
@@ -93,24 +128,6 @@ def test_a_complete_run_is_left_as_it_is(uninterrupted):
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("minutes", [1e-6, None])
-def test_a_run_that_its_minutes_stopped_is_complete(uninterrupted, minutes, capsys):
-    loaded, trained = [], []
-    saved = json.loads((uninterrupted / "config.json").read_text())["training"]
-    trainer = types.SimpleNamespace(
-        args=types.SimpleNamespace(**saved | {"max_steps": 20}), model=None,
-        reward_funcs=[strict_format_reward_func, equation_reward_func],
-        _load_from_checkpoint=loaded.append,
-        callback_handler=types.SimpleNamespace(callbacks=[]),
-        add_callback=lambda c: None, remove_callback=lambda c: None,
-        train=lambda resume_from_checkpoint: trained.append(resume_from_checkpoint))
-    train_or_resume(trainer, uninterrupted, minutes)
-    if minutes:
-        assert "is complete (9 steps)" in capsys.readouterr().out and loaded and not trained
-    else:
-        assert trained == [str(uninterrupted / "checkpoint-9")] and not loaded
-
-
 def test_a_run_of_another_profile_stops_the_training(tmp_path):
     run = tmp_path / "run"
     runs.open_run(profiles.CPU, folder=run)
@@ -122,25 +139,199 @@ def test_a_run_of_another_profile_stops_the_training(tmp_path):
 
 
 def test_a_full_disk_in_training_says_that_nothing_is_lost(tmp_path):
-    class Trainer:
-        args = types.SimpleNamespace(**dict.fromkeys(SETTINGS, 3))
-        model, reward_funcs = None, []
+    trainer = small(tmp_path / "run")
 
-        def remove_callback(self, callback):
-            pass
+    def full(resume_from_checkpoint):
+        assert not gc.isenabled() and gc.get_freeze_count() > 0  # no collection in a step
+        raise OSError(28, "No space left on device")
 
-        def add_callback(self, callback):
-            pass
-
-        def train(self, resume_from_checkpoint):
-            assert not gc.isenabled() and gc.get_freeze_count() > 0  # no collection in a step
-            raise OSError(28, "No space left on device")
-
+    trainer.train = full
     with pytest.raises(RuntimeError, match="No space left.*resumes from the last checkpoint"):
-        train_or_resume(Trainer(), tmp_path)
+        train_or_resume(trainer, tmp_path / "run")
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no model: train it with notebook 04"):
+    with pytest.raises(FileNotFoundError, match="it holds no weights. Train it with notebook 04"):
         load_model(profiles.CPU, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("small") / "run"
+    train_or_resume(small(run), run)
+    return run
+
+
+@pytest.mark.parametrize("step", [1, 3])  # before the first checkpoint, and after it
+def test_stopped_in_a_step_and_run_again_is_as_if_nothing_happened(tmp_path, whole, step):
+    run = tmp_path / "run"
+    trainer = small(run, callbacks=[StopAt(step)])
+    with pytest.raises(Stopped, match=f"Stopped after step {step} of 6; .*Run this cell again"):
+        train_or_resume(trainer, run)
+    torch.rand(5)  # what a reader does in between changes nothing
+    train_or_resume(trainer, run)
+    assert comparable(run) == comparable(whole)
+
+
+def test_a_new_trainer_on_a_model_that_was_stopped_begins_with_its_first_weights(tmp_path, whole):
+    run = tmp_path / "run"
+    stopped = small(run, callbacks=[StopAt(1)])
+    with pytest.raises(Stopped, match="no checkpoint yet"):
+        train_or_resume(stopped, run)
+    train_or_resume(small(run, model=stopped.model), run)
+    assert comparable(run) == comparable(whole)
+
+
+def test_the_stop_button_shows_one_line_and_ends_run_all():
+    cells = ["from helpers.training import Stopped\nraise Stopped('Stopped after step 3 of 6.')",
+             "print('not reached')"]
+    book = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    with pytest.raises(CellExecutionError):
+        NotebookClient(book, kernel_name="python3").execute()
+    assert [o.traceback for o in book.cells[0].outputs] == [["Stopped after step 3 of 6."]]
+    assert not book.cells[1].outputs and issubclass(Stopped, KeyboardInterrupt)
+
+
+def asked(into):
+    """The equation reward, which notes the puzzles that it is asked about."""
+    def equation_reward(completions, nums, target, **kwargs):
+        into.append(list(zip(map(tuple, nums), target, strict=True)))
+        return equation_reward_func(None, completions, target, nums)
+
+    equation_reward.__name__ = "equation_reward_func"
+    return equation_reward
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])  # an epoch has three steps
+def test_later_epochs_come_in_the_same_order_after_a_stop(tmp_path, step):
+    profile, whole, first, rest = replace(SMALL, steps=10), [], [], []
+    train_or_resume(small(tmp_path / "a", profile, 6, reward=asked(whole)), tmp_path / "a")
+    stopped = small(tmp_path / "b", profile, 6, [StopAt(step)], reward=asked(first))
+    with pytest.raises(Stopped):
+        train_or_resume(stopped, tmp_path / "b")
+    train_or_resume(small(tmp_path / "b", profile, 6, reward=asked(rest)), tmp_path / "b")
+    kept = step - step % SMALL.save_every
+    assert len(whole) == 10 and first[:kept] + rest == whole
+    assert whole[:3] != whole[3:6]
+    assert comparable(tmp_path / "b") == comparable(tmp_path / "a")
+
+
+def test_a_complete_run_goes_on_with_more_steps_as_if_it_had_them_from_the_start(tmp_path, whole):
+    run = tmp_path / "run"
+    train_or_resume(small(run, replace(SMALL, steps=3)), run)
+    train_or_resume(small(run), run)
+    assert comparable(run) == comparable(whole)
+    config = json.loads((run / "config.json").read_text())
+    assert config["profile"]["steps"] == 6
+    assert config["earlier"] == [{"until_step": 3, "steps": 3}]
+
+
+def test_a_batch_that_is_cut_in_another_way_is_the_same_run(tmp_path, whole):
+    run, order, rest = tmp_path / "run", [], []
+    train_or_resume(small(run, replace(SMALL, steps=2), reward=asked(order)), run)
+    cut = replace(SMALL, micro_batch=8, save_every=3)
+    train_or_resume(small(run, cut, reward=asked(rest)), run)
+    assert len(order) == 2 and len(rest) == 4
+    for mine, theirs in zip(comparable(run), comparable(whole), strict=True):
+        assert mine["reward"] == theirs["reward"]  # the same puzzles, the same completions
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    with pytest.raises(RuntimeError, match="gradient_accumulation_steps was 1"):
+        trainer = small(run, cut)
+        trainer.args.gradient_accumulation_steps = 2  # twice the batch
+        train_or_resume(trainer, run)
+
+
+@pytest.mark.parametrize(("puzzles", "enough"), [(1, False), (2, True), (3, True)])
+def test_fewer_puzzles_than_one_step_needs_are_refused(tmp_path, puzzles, enough):
+    profile = replace(SMALL, steps=2)
+    trainer = small(tmp_path, profile, puzzles)
+    if enough:
+        train_or_resume(trainer, tmp_path)
+        assert len(comparable(tmp_path)) == 2
+    else:
+        with pytest.raises(ValueError, match="1 puzzles are fewer than the 2 of one step"):
+            train_or_resume(trainer, tmp_path)
+        assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_what_would_train_something_else_is_refused(tmp_path):
+    trainer = small(tmp_path)
+    trainer.args._n_gpu = 2
+    with pytest.raises(RuntimeError, match="2 GPUs are visible.*CUDA_VISIBLE_DEVICES=0"):
+        train_or_resume(trainer, tmp_path)
+    trainer.args._n_gpu = 0
+    trainer.processing_class.chat_template += "<think>\n"
+    with pytest.raises(ValueError, match="ends the prompt with .*<think>"):
+        train_or_resume(trainer, tmp_path)
+
+
+def test_only_tied_weights_may_be_missing_in_a_checkpoint(tmp_path, whole, capfd):
+    from safetensors.torch import load_file, save_file
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    file = run / "checkpoint-6" / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    train_or_resume(small(run), run)  # complete: loads it
+    assert "missing" not in "".join(capfd.readouterr())
+    name = next(name for name in tensors if "layers" in name)
+    save_file({n: t for n, t in tensors.items() if n != name}, file)
+    with pytest.raises(RuntimeError, match=f"is of another model: {name}"):
+        train_or_resume(small(run), run)
+
+
+def test_the_rotation_keeps_two_and_what_is_the_readers(tmp_path):
+    mine = ["checkpoint-2-backup", "checkpoint-4 (1)", "my-checkpoint-2"]
+
+    class Copy(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                for name in mine:
+                    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / name)
+
+    train_or_resume(small(tmp_path, callbacks=[Copy()]), tmp_path)
+    found = sorted(path.name for path in tmp_path.glob("*checkpoint*"))
+    assert found == sorted([*mine, "checkpoint-4", "checkpoint-6"])
+
+
+def test_a_broken_checkpoint_is_passed_over_and_kept(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    run = tmp_path / "run"
+    (run / "checkpoint-6" / "optimizer.pt").unlink()
+    train_or_resume(small(run), run)
+    output = capsys.readouterr().out
+    assert "Passed over checkpoint-6: optimizer.pt is missing" in output.replace(f"{run}/", "")
+    assert "Resuming" in output and "after step 4 of 6" in output
+    assert comparable(run) == comparable(whole)
+    assert (run / "checkpoint-6.broken-1" / "model.safetensors").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, whole):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from pathlib import Path\n"
+         "from helpers.runs import held\nwith held(Path(sys.argv[1])):\n"
+         "    print('holds', flush=True); time.sleep(600)", str(tmp_path)],
+        stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "holds\n"
+    trainer = small(tmp_path)
+    with pytest.raises(runs.Held, match=f"process {holder.pid} on .* trains in"):
+        train_or_resume(trainer, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    holder.kill()
+    holder.wait()
+    train_or_resume(trainer, tmp_path)  # the system has freed it
+    assert comparable(tmp_path) == comparable(whole)
+    with runs.held(tmp_path):  # and the training has
+        pass
+
+
+def test_a_run_that_its_minutes_stopped_is_complete(tmp_path, whole, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    trainer = small(run, replace(SMALL, steps=8))
+    train_or_resume(trainer, run, minutes=1e-6)
+    assert "is complete (6 steps)" in capsys.readouterr().out and len(comparable(run)) == 6
+    train_or_resume(trainer, run)
+    assert len(comparable(run)) == 8
