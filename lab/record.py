@@ -115,7 +115,8 @@ def make_trainer(model, tokenizer, config, reward_funcs, train_set, callbacks=()
 
 
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
-           temperatures=TEMPERATURES, watch=0, every=10, **changes):
+           temperatures=TEMPERATURES, watch=0, every=10, easy_first=False, merge=False,
+           **changes):
     """Evaluate, train, evaluate again, and leave everything in the run's folder.
 
     Parameters
@@ -139,6 +140,10 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         the curve that is left in curve.jsonl; their time counts as training time.
     every : int
         Steps between two such looks.
+    easy_first : bool
+        A curriculum: see `by_difficulty`.
+    merge : bool
+        Sample in training from merged 16-bit weights: see `lab.merging`.
     **changes
         Arguments of GRPOConfig that replace the profile's.
 
@@ -149,6 +154,10 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     """
     run = open_run(profile, seed, name or f"{profile.name}-seed{seed}")
     model, tokenizer = make_model(profile, seed)  # Unsloth's patches come before trl
+    if merge:
+        from lab.merging import merge_while_sampling
+
+        merge_while_sampling(model)
     from helpers.training import MetricsLog, SampleLog, prompt_dataset, train_or_resume
     from lab.time_limit import TimeLimit
 
@@ -160,12 +169,16 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         callbacks.append(SampleLog(run, tokenizer, profile, watched, every))
     if minutes:
         callbacks.append(TimeLimit(log, minutes))
+    puzzles = load_split(profile.puzzles, "train")
+    if easy_first:
+        puzzles = by_difficulty(puzzles, profile.steps * profile.prompts_per_step, seed)
+        changes["shuffle_dataset"] = False
     start = time.monotonic()
     before = evaluate(model, tokenizer, profile, held_out, "before", temperatures, seed)
     spent = time.monotonic() - start
     trainer = make_trainer(
         model, tokenizer, make_config(profile, run, seed, **changes), reward_funcs,
-        prompt_dataset(load_split(profile.puzzles, "train"), seed), callbacks)
+        prompt_dataset(puzzles, seed), callbacks)
     train_or_resume(trainer, run, minutes)
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
@@ -190,13 +203,26 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     return run
 
 
-def overlong(profile, tokens):
+def by_difficulty(puzzles, n, seed=0):
+    """Draw n puzzles and return them from the easiest to the hardest.
+
+    Easy is a puzzle that a random expression solves often: many solutions, few expressions.
+    """
+    expressions = {3: 192, 4: 7680}  # orders x operators x shapes: 6 * 16 * 2, 24 * 64 * 5
+    drawn = puzzles.sample(n, random_state=seed)
+    share = drawn["n_solutions"] / drawn["nums"].map(len).map(expressions)
+    return drawn.loc[share.sort_values(ascending=False, kind="stable").index]
+
+
+def overlong(profile, tokens, weight=1.0):
     """Return the rewards with DAPO's soft overlong punishment, and their weights.
 
     Parameters
     ----------
     profile, tokens : helpers.profiles.Profile, int
         The punishment falls from 0 to -1 over the last so many tokens before the profile's limit.
+    weight : float
+        Of the punishment, beside 1 for the equation reward.
     """
     def overlong_punishment(completion_ids, **kwargs):
         # trl's own, imported late: Unsloth has to be imported before trl
@@ -205,7 +231,7 @@ def overlong(profile, tokens):
         return get_soft_overlong_punishment(profile.max_completion_length, tokens)(
             completion_ids=completion_ids, **kwargs)
 
-    return (*REWARDS, overlong_punishment), {"reward_weights": [profile.format_weight, 1.0, 1.0]}
+    return (*REWARDS, overlong_punishment), {"reward_weights": [profile.format_weight, 1.0, weight]}
 
 
 def curve(run):
@@ -239,6 +265,14 @@ def main():
                         help="other settings of the profile to change, e.g. group_size=2")
     parser.add_argument("--overlong", type=int, metavar="TOKENS", help="punish the last so many "
                         "tokens before the limit, up to -1 (DAPO's soft overlong punishment)")
+    parser.add_argument("--overlong-weight", type=float, default=1.0,
+                        help="of that punishment, beside 1 for the equation reward")
+    parser.add_argument("--easy-first", action="store_true",
+                        help="a curriculum: easy puzzles first")
+    parser.add_argument("--scale-rewards", choices=["group", "batch", "none"], default="group",
+                        help="whose standard deviation the advantages are divided by")
+    parser.add_argument("--merge", action="store_true",
+                        help="sample from merged 16-bit weights (lab.merging)")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
     parser.add_argument("--watch", type=int, default=0, metavar="PUZZLES",
@@ -255,9 +289,12 @@ def main():
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
     profile.describe()
-    rewards, weights = overlong(profile, options.overlong) if options.overlong else (REWARDS, {})
+    rewards, config = (overlong(profile, options.overlong, options.overlong_weight)
+                       if options.overlong else (REWARDS, {}))
+    config["scale_rewards"] = options.scale_rewards
     run = record(profile, options.seed, options.part, options.name, rewards, options.minutes,
-                 options.temperatures, options.watch, options.every, **weights)
+                 options.temperatures, options.watch, options.every, options.easy_first,
+                 options.merge, **config)
     print(f"recorded in {show(RUNS / run.name)}")
     if options.reference:
         keep(run, REFERENCE_RUNS, files=FILES + (("curve.jsonl",) if options.watch else ()))

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from helpers import profiles
+from helpers.dataset import load_split
 from helpers.intervals import paired_gain
 from helpers.paths import DATA
 from helpers.runs import append_row, find_runs, read_rows
-from lab.record import curve
+from lab.record import by_difficulty, curve
 from lab.report import regrade
 from lab.saved import PUZZLES, WAYS
 
@@ -89,6 +90,32 @@ def test_later_screening_runs_say_what_they_trained_with(name, changes):
     assert len(read_rows(run / "metrics.jsonl")) == changes.get("steps", 65)
     frame = pd.read_parquet(run / "evaluation.parquet")
     assert (regrade(frame) == frame["correct"]).all() and set(frame["temperature"]) == {1.0, 0.0}
+
+
+@pytest.mark.parametrize(("name", "changes", "config", "steps"), [
+    ("soft", {"mask_truncated", "steps"}, {"scale_rewards": "batch"}, 86),
+    ("cool", {"mask_truncated", "steps", "temperature"}, {"temperature": 0.7}, 88),
+    ("easyfirst", {"mask_truncated", "steps"}, {}, 92),
+    ("merged", {"mask_truncated", "steps", "quantisation"}, {}, 96)])
+def test_the_last_screening_runs_keep_counts_by_puzzle(name, changes, config, steps):
+    run = DATA / "sweeps" / f"smollm2-screen-{name}-seed0"
+    saved = json.loads((run / "config.json").read_text())
+    assert set(profiles.differences(profiles.SMOLLM2, saved["profile"])) == changes
+    assert config.items() <= saved["training"].items()
+    assert ("overlong_punishment" in saved["training"]["reward_funcs"]) == (name == "soft")
+    rows, frame = read_rows(run / "metrics.jsonl"), pd.read_parquet(run / "evaluation.parquet")
+    assert len(rows) == steps and rows[-1]["seconds"] < 15 * 60
+    assert frame.groupby(["stage", "temperature"]).size().tolist() == [1002] * 4
+    assert "completion" not in frame and frame["tokens"].between(1, 640).all()
+
+
+def test_a_curriculum_goes_from_easy_to_hard():
+    puzzles = load_split("3to4", "train")
+    drawn = by_difficulty(puzzles, 400, seed=1)
+    assert len(drawn) == 400 and drawn.index.is_unique
+    share = drawn["n_solutions"] / drawn["nums"].map(len).map({3: 192, 4: 7680})
+    assert share.is_monotonic_decreasing and share.iloc[0] > share.iloc[-1]
+    assert puzzles.loc[drawn.index, "target"].tolist() == drawn["target"].tolist()
 
 
 SMOLLM2 = find_runs("smollm2")
