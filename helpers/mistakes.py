@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pandas as pd
 
-from helpers.arithmetic import evaluate, written_numbers
+from helpers.arithmetic import as_puzzle, evaluate, written_numbers
 from helpers.prompts import parse_completion
 from helpers.rewards import RIGHT_SIDE, is_correct, near
 
@@ -23,7 +23,7 @@ FORMED = tuple(KINDS)[:6]  # one equation that can be evaluated, whatever it say
 
 
 def kind(text, nums, target, tokens=0, limit=None):
-    """Return the one kind of `KINDS` that a completion belongs to; never raises on any text.
+    """Return the one kind of `KINDS` that a completion belongs to; only what is no puzzle raises.
 
     Where several faults come together the first of these is named: other number, number twice,
     number missing, false equation, wrong value.
@@ -37,6 +37,7 @@ def kind(text, nums, target, tokens=0, limit=None):
     tokens, limit : int, optional
         The completion's length, and the longest allowed; without these nothing is cut off.
     """
+    nums, target = as_puzzle(nums, target)
     if is_correct(text, nums, target):
         return "right"
     equation = parse_completion(text).equation
@@ -64,6 +65,6 @@ def kinds(frame, limit=None):
 
     ``limit`` is the longest completion allowed, in tokens.
     """
-    found = [kind(row.completion, [int(n) for n in row.nums], int(row.target), row.tokens, limit)
+    found = [kind(row.completion, row.nums, row.target, row.tokens, limit)
              for row in frame.itertuples()]
     return pd.Series(pd.Categorical(found, categories=list(KINDS)), index=frame.index, name="kind")

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
+from helpers.arithmetic import MAX_LENGTH, as_puzzle, evaluate, written_numbers
 from helpers.paths import DATA
 from helpers.prompts import parse_completion
-from helpers.rewards import ANSWER, PRECISION, RIGHT_SIDE, is_correct, strict_format_reward_func
+from helpers.rewards import ANSWER, PRECISION, RIGHT_SIDE, format_score, is_correct
 
 LONGEST_SHOWN = 20_000  # characters; the scores are of the whole text
 PUZZLE_FORM = "Write a puzzle as its numbers, an arrow and the target: 4, 11, 8 -> 12"
@@ -57,8 +57,7 @@ KINDS = {
     "unread": ("s", "color:#111;background:#ffd9b3", "answer that cannot be read"),
 }
 _GROUNDS = ("#8fd0f5", "#ffc34d", "#63cfae", "#f3e95c", "#e6a3c8", "#f59a5f")  # of given a, b, ...
-_PUZZLE = re.compile(r"\s*([0-9]{1,6}(?:[\s,]+[0-9]{1,6}){1,5})\s*(?:->|=|→)\s*([0-9]{1,6})\s*",
-                     re.ASCII)
+_PUZZLE = re.compile(r"\s*[0-9]{1,6}([\s,]+[0-9]{1,6}){1,5}\s*(->|=|→)\s*[0-9]{1,6}\s*", re.ASCII)
 
 # `given` says which of the given numbers, counted from 0, a part of kind "number" uses
 Part = namedtuple("Part", "kind text given", defaults=[None])
@@ -67,12 +66,12 @@ Explanation = namedtuple("Explanation", "parts unused format_score equation_scor
 
 
 def explain(text, nums, target):
-    """Take a completion, any text, apart and say why each reward is not full; never raises.
+    """Take a completion apart and say why each reward is not full; only what is no puzzle raises.
 
     Parameters
     ----------
     text, nums, target : str, sequence of int, int
-        The completion and its puzzle.
+        The completion, any text, and its puzzle, see `helpers.arithmetic.as_puzzle`.
 
     Returns
     -------
@@ -80,14 +79,17 @@ def explain(text, nums, target):
         Parts that join to the text, the places of the given numbers that none uses, the scores of
         `helpers.rewards`, and reasons as plain text, none for a full reward.
     """
-    nums, target, parsed = [int(n) for n in nums], int(target), parse_completion(text)
+    (nums, target), parsed = as_puzzle(nums, target), parse_completion(text)
     parts = tuple(part for part in _parts(text, nums, parsed.equation) if part.text)
     unused = set(range(len(nums))) - {part.given for part in parts}
-    faults = (_format_faults(text, parsed.answer),
-              _equation_faults(text, parsed.equation, nums, target))
-    scores = *strict_format_reward_func([text]), float(is_correct(text, nums, target))
-    reasons = (tuple(words for holds, words in pairs if holds) for pairs in faults)
-    return Explanation(parts, tuple(sorted(unused)), *scores, *reasons)
+    reasons = (tuple(words for holds, words in faults if holds) for faults in (
+        _format_faults(text, parsed.answer),
+        _equation_faults(text, parsed.equation, nums, target)))
+    return Explanation(parts, tuple(sorted(unused)), *_scores(text, nums, target), *reasons)
+
+
+def _scores(text, nums, target):
+    return format_score(text), float(is_correct(text, nums, target))
 
 
 def _parts(text, nums, equation):
@@ -238,11 +240,12 @@ def render(text, nums, target):
         (_visible(text) != text, "What a page cannot show is written out, like ‹U+0000›."),
         ("\ufffd" in text, "\ufffd stands for half of a surrogate pair or a damaged character."))
     notes = "".join(message(words) for holds, words in notes if holds)
-    found, spans, left = explain(text, nums, target), "", LONGEST_SHOWN
+    (nums, target), spans, left = as_puzzle(nums, target), "", LONGEST_SHOWN
+    found = explain(text, nums, target)
     for part in found.parts:
         spans += _span(part._replace(text=part.text[:left])) if left > 0 else ""
         left -= len(part.text)
-    given = ", ".join(_span(Part("number", str(int(n)), i)) + " (not used)" * (i in found.unused)
+    given = ", ".join(_span(Part("number", str(n), i)) + " (not used)" * (i in found.unused)
                       for i, n in enumerate(nums))
     looks = map(KINDS.get, dict.fromkeys(part.kind for part in found.parts))
     legend = "; ".join(f'<{element} style="{style.format(_GROUNDS[0])}">{words}</{element}>'
@@ -253,7 +256,7 @@ def render(text, nums, target):
         why = f'<ul style="margin:0;padding-left:1.5em">{li}</ul>' if li else "nothing is missing"
         rows += f'<div>{name} reward <b data-score="{name}">{score:.1f}</b> of 1.0: {why}</div>'
     return ('<div data-part="verdict" style="line-height:1.5">'
-            f"{notes}Given: {given}. Target: <b>{int(target)}</b>"
+            f"{notes}Given: {given}. Target: <b>{target}</b>"
             '<pre style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:9em;overflow:auto;'
             'line-height:1.6;border:1px solid #999;margin:4px 0;padding:4px 8px">'
             f"{spans}</pre><small>{legend}</small>{rows}</div>")
@@ -268,9 +271,8 @@ def _row(cells, element="td"):
 def advantages(rewards):
     """Return each completion's advantage over its group, as trl scales it by default.
 
-    ``(r - mean) / (std + 1e-4)``, std with n - 1: Shao et al. 2024, https://arxiv.org/abs/2402.03300,
-    section 4.1.2, with the constant of trl's `GRPOTrainer`. Zeros where all rewards are equal.
-    `rewards` are the weighted sums of a group's two completions or more.
+    ``(r - mean) / (std + 1e-4)``, std with n - 1, of the weighted sums of two completions or more:
+    Shao et al. 2024, https://arxiv.org/abs/2402.03300, section 4.1.2, with trl's constant.
     """
     rewards = np.asarray(rewards, float)
     if rewards.ndim != 1 or len(rewards) < 2:
@@ -290,12 +292,10 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
     """
     if len(completions) < 2:
         return message("Advantages compare a group, and none is recorded for this puzzle.")
-    form = np.array(strict_format_reward_func(completions.values()))
-    equation = np.array([float(is_correct(text, nums, target)) for text in completions.values()])
-    total = weights[0] * form + weights[1] * equation
-    rows = ""
-    for (name, text), *numbers, advantage in zip(completions.items(), form, equation, total,
-                                                 advantages(total), strict=True):
+    scores = np.array([_scores(text, nums, target) for text in completions.values()])
+    total, rows = scores @ weights, ""
+    for (name, text), numbers, advantage in zip(completions.items(), np.c_[scores, total],
+                                                advantages(total), strict=True):
         answer = parse_completion(text).equation
         answer = "no single answer" if answer is None else _quoted(answer.strip())
         width = min(abs(advantage), 3) * 20  # of a bar to the right or left of zero, in pixels
@@ -314,15 +314,16 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
 
 def parse_puzzle(text):
     """Read ``4, 11, 8 -> 12``; a ValueError, for anything else, says what to write."""
-    match = _PUZZLE.fullmatch(text) if len(text) <= 100 else None
-    if match is None:
+    if len(text) > 100 or not _PUZZLE.fullmatch(text):
         raise ValueError(f"{PUZZLE_FORM} (2 to 6 numbers, digits 0 to 9, at most 6 each).")
-    return [int(n) for n in re.findall("[0-9]+", match.group(1))], int(match.group(2))
+    *nums, target = map(int, re.findall("[0-9]+", text))
+    return nums, target
 
 
 def write_puzzle(nums, target):
     """Write a puzzle as `parse_puzzle` reads it."""
-    return f"{', '.join(str(int(n)) for n in nums)} -> {int(target)}"
+    nums, target = as_puzzle(nums, target)
+    return f"{', '.join(map(str, nums))} -> {target}"
 
 
 def recorded_completions():
@@ -335,7 +336,8 @@ def recorded_completions():
     columns = ["stage", "temperature", "nums", "target", "completion"]
     frame = pd.concat([pd.read_parquet(path, columns=columns).assign(run=path.parent.name)
                        for path in sorted(DATA.glob("*/cpu-seed*/evaluation.parquet"))])
-    frame["puzzle"] = list(map(write_puzzle, frame.pop("nums").map(sorted), frame.pop("target")))
+    frame["puzzle"] = [write_puzzle(sorted(nums.tolist()), target) for nums, target
+                       in zip(frame.pop("nums"), frame.pop("target").tolist(), strict=True)]
     return frame.sort_values(["stage", "temperature", "run"], kind="stable",
                              ascending=[False, False, True], ignore_index=True)
 
@@ -351,16 +353,10 @@ def _sendable(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-class _Sendable:
-    """For text widgets: the echo of a lone surrogate would fail, and the text be lost unseen."""
-
-    def set_state(self, sync_data):
-        super().set_state({name: _sendable(value) if isinstance(value, str) else value
-                           for name, value in sync_data.items()})
-
-
-_Line = type("_Line", (_Sendable, widgets.Text), {})
-_Area = type("_Area", (_Sendable, widgets.Textarea), {})
+def _keeping(kind):
+    """Return a kind of text widget that keeps a text with a lone surrogate: its echo would fail."""
+    return type(kind.__name__, (kind,), {"set_state": lambda self, state: kind.set_state(
+        self, {k: _sendable(v) if isinstance(v, str) else v for k, v in state.items()})})
 
 
 def playground(recorded, presets=PRESETS):
@@ -374,10 +370,12 @@ def playground(recorded, presets=PRESETS):
         Completions by name, ``(text, nums, target)``: a button each, and the first is the start.
     """
     fit, row = {"description_width": "max-content"}, {"flex": "1 1 12em", "width": "auto"}
-    puzzle = _Line(description="puzzle", placeholder=PUZZLE_FORM, style=fit, layout=row)
+    puzzle = _keeping(widgets.Text)(description="puzzle", placeholder=PUZZLE_FORM, style=fit,
+                                    layout=row)
     choice = widgets.Dropdown(description="recorded", options=("", *TELLING), layout=row, style=fit)
-    box = _Area(placeholder="<think>...</think>\n<answer>... = ...</answer>", style=fit, layout={
-        "flex_flow": "column", "align_items": "stretch", "width": "auto", "height": "14em"})
+    box = _keeping(widgets.Textarea)(
+        placeholder="<think>...</think>\n<answer>... = ...</answer>", style=fit, layout={
+            "flex_flow": "column", "align_items": "stretch", "width": "auto", "height": "14em"})
     back, onward, last, *begins = (widgets.Button(description=name, layout={"width": "auto"})
                                    for name in ("◀ previous", "next ▶", "yours", *presets))
     sliders = [widgets.FloatSlider(1.0, min=0, max=2, step=0.1, description=f"{name} weight",
@@ -385,31 +383,31 @@ def playground(recorded, presets=PRESETS):
                for name in ("format", "equation")]
     group, verdict = widgets.HTML(), widgets.HTML(layout={
         "flex": "1 1 26em", "height": "24em", "overflow": "auto", "margin": "2px 2px 2px 12px"})
-    # (name, text) of all there is for the puzzle, and of what was typed; which of them is shown
-    shelf, mine, place, asked, written, samples = [("", "")], [], 0, None, None, {}
+    # texts by name: of the puzzle, and typed; the name shown; the puzzle, and as it is looked up
+    shelf, mine, shown, asked, written, samples = {"": ""}, {}, "", None, None, {}
 
-    def show(change=None):
-        name, text = (shelf + mine)[place]
-        box.description = f"completion ({name})"
-        if asked and change is None:  # the weights change no score
-            verdict.value = render(text, *asked)
+    def show(_=None):
+        text = box.value = (shelf | mine)[shown]
+        box.description = f"completion ({shown})"
         if asked:
-            more = {} if text in ("", *samples.values()) else {name.partition(":")[0]: text}
+            more = {} if text in ("", *samples.values()) else {shown.partition(":")[0]: text}
+            verdict.value = render(text, *asked)
             group.value = render_group(samples | more, *asked, [weight.value for weight in sliders])
 
-    def go(to):
-        nonlocal place
-        place = to % len(shelf + mine)
-        box.value = (shelf + mine)[place][1]
+    def go(name):
+        nonlocal shown
+        shown = name
         show()
 
+    def step(by):
+        names = [*shelf, *mine]
+        go(names[(names.index(shown) + by) % len(names)])
+
     def typed(change):
-        nonlocal place
-        if change.new != (shelf + mine)[place][1]:  # else it is `go` that put it there
-            place = place if place >= len(shelf) else len(shelf + mine)
-            at, last.disabled = place - len(shelf), False
-            mine[at : at + 1] = [(f"yours {at + 1}", change.new)]
-            show()
+        if change.new != (shelf | mine)[shown]:  # else it is `show` that put it there
+            name, last.disabled = shown if shown in mine else f"yours {len(mine) + 1}", False
+            mine[name] = change.new
+            go(name)
 
     def set_up(_):
         nonlocal shelf, asked, written, samples
@@ -423,26 +421,27 @@ def playground(recorded, presets=PRESETS):
         choice.value = written if written in TELLING else ""
         if written == before:
             return show()
-        shelf = [(f"example: {name}", _sendable(text)) for name, (text, given, goal)
-                 in presets.items() if write_puzzle(sorted(given), goal) == written]
+        shelf = {f"example: {name}": _sendable(text) for name, (text, given, goal)
+                 in presets.items() if write_puzzle(sorted(given), goal) == written}
         rows = recorded[recorded["puzzle"] == written]
-        samples = group_of(rows, written) or dict(shelf)
-        shelf += [(f"{i} of {len(rows)}: {row.stage} training, temperature {row.temperature:g}, "
-                   f"run {row.run}", row.completion) for i, row in enumerate(rows.itertuples(), 1)]
-        shelf = shelf or [("none recorded for this puzzle", "")]
-        go(0)
+        samples = group_of(rows, written) or shelf
+        shelf = shelf | {
+            f"{i} of {len(rows)}: {row.stage} training, temperature {row.temperature:g}, "
+            f"run {row.run}": row.completion for i, row in enumerate(rows.itertuples(), 1)}
+        shelf = shelf or {"none recorded for this puzzle": ""}
+        go(next(iter(shelf)))
 
     def begin(button):
         _, *its = presets[button.description]
         puzzle.value = write_puzzle(*its)
-        go([name for name, _ in shelf].index(f"example: {button.description}"))
+        go(f"example: {button.description}")
 
     for widget, act in ((puzzle, set_up), (box, typed), *((slider, show) for slider in sliders)):
         widget.observe(act, "value")
     widgets.dlink((choice, "value"), (puzzle, "value"),
                   lambda new: puzzle.value if new in ("", written) else new)
-    for button, act in ((back, lambda _: go(place - 1)), (onward, lambda _: go(place + 1)),
-                        (last, lambda _: go(-1)), *((button, begin) for button in begins)):
+    for button, act in ((back, lambda _: step(-1)), (onward, lambda _: step(1)),
+                        (last, lambda _: go([*mine][-1])), *((button, begin) for button in begins)):
         button.on_click(act)
     last.disabled = True
     puzzle.value = next((write_puzzle(*its) for _, *its in presets.values()), TELLING[0])
@@ -454,6 +453,8 @@ def playground(recorded, presets=PRESETS):
         widgets.HBox([widgets.HTML("Start from:" * bool(begins)), *begins], layout=across),
         widgets.HBox([left, verdict], layout=across), group], _dom_classes=[f"{key}-live"])
     still = STILL.replace("KEY", key).replace("FIRST", verdict.value + group.value)
-    bundles = {"text/html": still, "text/plain": ""}, live._repr_mimebundle_() | {"text/plain": ""}
-    live._ipython_display_ = lambda: [display(bundle, raw=True) for bundle in bundles]
+    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
+    bundles = {"text/html": still}, {"application/vnd.jupyter.widget-view+json": view}
+    live._ipython_display_ = lambda: [display(bundle | {"text/plain": ""}, raw=True)
+                                      for bundle in bundles]  # ipywidgets 7 and 8
     return live

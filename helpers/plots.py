@@ -73,7 +73,7 @@ def loop(stage):
 
     if stage not in (*STAGES, "all"):
         raise ValueError(f"no stage is called {stage!r}; there are {', '.join(STAGES)} and all")
-    figure, axis = plt.subplots(figsize=(9, 1.8))
+    figure, axis = plt.subplots(figsize=(9, 1.8), facecolor="white")  # in any style
     for x, (name, note) in enumerate(zip(STAGES, NOTES, strict=True)):
         here = stage in (name, "all")
         axis.text(x, 0.3, name, ha="center", va="center", fontsize=11, weight="bold",
@@ -106,14 +106,21 @@ def picture(figure, alt):
     """
     import matplotlib.pyplot as plt
     from IPython.display import Image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgb
     from PIL.Image import fromarray
 
+    if figure.get_facecolor()[3] < 1:  # a PNG without transparency would have a black ground
+        light = np.mean(to_rgb(plt.rcParams["text.color"])) > 0.5
+        figure.set_facecolor("black" if light else "white")
     figure.dpi = 2 * (dpi := figure.dpi)
-    figure.canvas.draw()
-    image, file = fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB"), BytesIO()
+    canvas = FigureCanvasAgg(figure)  # whatever backend the reader has
+    canvas.draw()
+    image, file = fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), BytesIO()
     image.quantize(255).save(file, "png", optimize=True)  # a third of the size of full colour
     plt.close(figure)
-    return Image(file.getvalue(), width=round(figure.get_figwidth() * dpi), alt=alt)
+    return Image(file.getvalue(), width=round(figure.get_figwidth() * dpi),
+                 metadata={"alt": alt})  # the IPython of Colab has no argument alt
 
 
 def show(figure, alt):

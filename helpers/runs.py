@@ -222,7 +222,11 @@ def weights_fault(folder):
         for file in files:  # opening it compares the file's length with what its header says
             with safe_open(file, "numpy"):
                 pass
-    except (SafetensorError, OSError) as error:
+        for file in folder.glob("*.safetensors.index.json"):  # of weights in several files
+            named = json.loads(file.read_text())["weight_map"].values()
+            if missing := set(named) - {weights.name for weights in files}:
+                return f"{min(missing)} is missing"
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         return f"{file.name} is not whole ({error})"
     return None if files else "it holds no weights"
 

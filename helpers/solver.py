@@ -33,13 +33,10 @@ def library(n):
     Two are taken as equal when they agree at a random point modulo a large prime; with five
     numbers the probability of any false match is below 1e-8.
 
-    Returns
-    -------
-    SimpleNamespace
-        `nodes`, each ``(op, left, right)`` with two earlier nodes (the first `n` are the numbers
-        themselves, with op ""); `marks`, their values at the random point; `roots`, the range of
-        those that use all numbers, 6, 68, 1170 or 27142 (OEIS A140606); `inner`, the nodes between
-        the numbers and the roots, grouped `_by_operation`.
+    Returns `nodes`, each ``(op, left, right)`` with two earlier nodes (the first `n` are the
+    numbers, with op ""); `marks`, their values at the random point; `roots`, the range of those
+    that use all numbers, 6, 68, 1170 or 27142 (OEIS A140606); `inner`, the nodes between the
+    numbers and the roots, grouped `_by_operation`.
     """
     if not 2 <= n <= MOST_NUMBERS:
         raise ValueError(f"expressions of {n} numbers are not listed: use 2 to {MOST_NUMBERS}")
@@ -112,14 +109,12 @@ def hits(nums, target, pattern, whole=False, bottoms=None):
 
     Parameters
     ----------
-    nums, target : numpy.ndarray, shapes (puzzles, n) and (puzzles,)
-        The numbers and the targets, of a type that `exact_integers` allows.
-    pattern : tuple of int
-        Which numbers are equal, e.g. (0, 1, 1) where every row is a < b = b.
-    whole : bool
-        Accept only expressions whose intermediate values are all integers.
-    bottoms : numpy.ndarray, shape (puzzles, n), optional
-        Denominators, where `nums` are the numerators of fractions.
+    nums, target, pattern : numpy.ndarray (puzzles, n), numpy.ndarray (puzzles,), tuple of int
+        The numbers and the targets, of a type that `exact_integers` allows, and which numbers are
+        equal: (0, 1, 1) where every row is a < b = b.
+    whole, bottoms : bool, numpy.ndarray (puzzles, n)
+        Whether all intermediate values have to be integers; denominators, where `nums` are the
+        numerators of fractions.
 
     Yields
     ------
@@ -160,10 +155,8 @@ def label(puzzles, progress=True):
 
     Parameters
     ----------
-    puzzles : pandas.DataFrame
-        Columns `nums` (2 to 5 non-negative integers a row) and `target`.
-    progress : bool
-        Show a progress bar.
+    puzzles, progress : pandas.DataFrame, bool
+        Columns `nums` (2 to 5 non-negative integers a row) and `target`; show a progress bar.
 
     Returns
     -------
@@ -203,24 +196,15 @@ def solutions(nums, target):
     Returns
     -------
     list of str
-        One expression a solution, e.g. ``"7 * (8 - 6)"``; those with whole intermediate values
-        and few parentheses come first.
+        For instance ``"7 * (8 - 6)"``; whole intermediate values and few parentheses come first.
     """
     return [text for _, text in sorted(_search(*_checked(nums, target, MOST_NUMBERS)))]
 
 
 def solve(nums, target):
-    """One solution of a puzzle, or None where there is none.
+    """One solution of a puzzle, the first of `solutions`, or None; of six numbers, too.
 
-    Parameters
-    ----------
-    nums, target
-        As for `solutions`, and six numbers, too.
-
-    Returns
-    -------
-    str or None
-        For instance ``"7 * (8 - 6)"``: whole intermediate values where possible, few parentheses.
+    Of six it is one with whole intermediate values where there is one, not always the simplest.
     """
     nums, target, _ = _checked(nums, target, MOST_NUMBERS + 1)
     if len(nums) <= MOST_NUMBERS:

@@ -22,6 +22,7 @@ from helpers.runs import (
     FILES,
     REFERENCE_RUNS,
     open_run,
+    read_config,
     read_rows,
     replace_text,
     write_json,
@@ -187,7 +188,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     partial = run / "evaluation.parquet.partial"
     frame.to_parquet(partial, compression="zstd", index=False)
     partial.replace(run / "evaluation.parquet")
-    config = json.loads((run / "config.json").read_text())
+    config = read_config(run)
     config["evaluated_on"] = f"data/puzzles/{profile.puzzles}-{part}.parquet"
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
     config["evaluation_seconds"] = round(spent, 1)

@@ -1,11 +1,12 @@
 """Every wrong completion has one kind."""
 
-
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.mistakes import KINDS, kind
+from helpers.mistakes import FORMED, KINDS, kind, kinds
 from helpers.rewards import is_correct
 
 NUMS, TARGET = [8, 6, 7], 14
@@ -44,3 +45,24 @@ def test_cut_off_is_told_from_malformed_by_the_length():
 def test_any_text_has_one_kind(text):
     assert kind(text, NUMS, TARGET, 9, 9) in KINDS
     assert kind(f"<answer>{text}</answer>", NUMS, TARGET, 9, 9) in KINDS
+
+
+def test_a_table_has_a_kind_a_row_in_the_order_of_the_kinds():
+    frame = pd.DataFrame({
+        "completion": [f"<answer>{answer}</answer>" for answer in ANSWERS] + ["8 + 6"],
+        "nums": [np.array(NUMS)] * 14 + [[8.0, 6.0, 7.0]], "target": [*[14] * 14, 14],
+        "tokens": [*[9] * 14, 144]}, index=range(3, 18))
+    found = kinds(frame, 144)
+    assert found.tolist() == [*ANSWERS.values(), "cut off"] and found.name == "kind"
+    assert list(found.cat.categories) == list(KINDS) and found.index.equals(frame.index)
+    assert kinds(frame)[17] == "malformed"
+    assert set(FORMED) == set(KINDS) - {"cut off", "malformed"}
+
+
+@pytest.mark.parametrize("target", [14.5, None, "14"])
+def test_what_is_no_puzzle_is_refused_and_not_rounded(target):
+    with pytest.raises((TypeError, ValueError), match=r"14\.5|None|'14'"):
+        kind("<answer>(8 - 6) * 7 = 14</answer>", NUMS, target)
+    frame = pd.DataFrame({"completion": ["8"], "nums": [NUMS], "target": [target], "tokens": 9})
+    with pytest.raises((TypeError, ValueError)):
+        kinds(frame)

@@ -61,6 +61,10 @@ FAULTS = {
     "cut weights": lambda folder: cut(folder / "model.safetensors"),
     "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "a missing part of the weights": lambda folder: (
+        folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "part-2"}}'),
+    "a cut list of the weights": lambda folder: (
+        folder / "model.safetensors.index.json").write_text('{"weight'),
     "a cut optimiser": lambda folder: cut(folder / "optimizer.pt"),
     "a spoilt optimiser": lambda folder: spoil(folder / "optimizer.pt"),
     "no optimiser": lambda folder: (folder / "optimizer.pt").unlink(),
@@ -196,13 +200,13 @@ def test_a_run_of_other_settings_is_not_touched(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(RuntimeError, match="cannot write to run .*COUNTDOWN_RUNS"):
+    with pytest.raises(RuntimeError, match="cannot write to .*run .*COUNTDOWN_RUNS"):
         runs.open_run(profiles.CPU, folder=tmp_path / "runs" / "run")
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's /sys")
 def test_a_read_only_folder_is_said():
-    with pytest.raises(RuntimeError, match="cannot write to run .*COUNTDOWN_RUNS"):
+    with pytest.raises(RuntimeError, match="cannot write to .*run .*COUNTDOWN_RUNS"):
         runs.open_run(profiles.CPU, folder=Path("/sys/run"))  # read-only for root, too
 
 
@@ -235,4 +239,4 @@ def test_a_run_is_kept_by_its_small_files(tmp_path, capsys):
     keep(run, tmp_path / "shelf", "other", files=("config.json",))
     kept = sorted(str(p.relative_to(tmp_path / "shelf")) for p in (tmp_path / "shelf").rglob("*.*"))
     assert kept == ["other/config.json", *sorted(f"some-run/{name}" for name in runs.FILES)]
-    assert "copied to some-run" in capsys.readouterr().out
+    assert f"copied to {tmp_path.resolve()}" in capsys.readouterr().out

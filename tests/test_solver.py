@@ -12,7 +12,7 @@ import pytest
 
 from helpers.arithmetic import evaluate
 from helpers.paths import ROOT
-from helpers.solver import label, library, solutions, solve
+from helpers.solver import blocks, exact_integers, hits, label, library, solutions, solve
 from lab.puzzle_sets import solvable_whole
 
 PUBLIC = ROOT.parent / "shared" / "data" / "Countdown-Tasks-3to4.parquet"
@@ -109,6 +109,15 @@ def test_what_counts_as_one_solution(nums, target, texts):
     assert solutions(nums, target) == texts
 
 
+def test_the_sign_of_a_sum_is_written_in_one_way():
+    """A sum is turned round where it is negative, or 0 with no positive part; else not."""
+    texts = set(solutions([0, 0, 3, 5], 0))
+    assert len(texts) == len(brute_force([0, 0, 3, 5], 0)) == 170
+    assert {"0 * (3 - 5) - 0", "0 / (3 - 5) - 0"} <= texts  # not the other's text twice
+    assert {"0 - (5 - 3) * 0", "0 - 0 / (5 - 3)", "(0 - 0) * (3 - 5)"} <= texts
+    assert not {"0 + 0 * (3 - 5)", "(5 - 3) * (0 - 0)"} & texts
+
+
 def test_undefined_expressions_are_no_solutions():
     # 3 / (2 + 1 / (5 - 5)) would be 0 if one divided by zero
     assert len(brute_force([1, 2, 3, 5, 5], 0)) == len(solutions([1, 2, 3, 5, 5], 0)) > 0
@@ -142,6 +151,31 @@ def test_huge_numbers_are_exact():
     factor = 2**32 + 1
     assert solve([factor, factor], factor**2 % 2**64) is None  # where 64 bits would wrap around
     assert solve([factor, factor], factor**2) == f"{factor} * {factor}"
+
+
+@pytest.mark.parametrize("count, largest, target, kind", [
+    (2, 2**20, 2**20, np.int64), (2, 2**20, 2**21, object), (2, 2**30, 0, np.int64),
+    (2, 2**31, 0, object), (3, 2**19, 1, np.int64), (3, 2**20, 1, object), (5, 2**11, 8, object),
+    (5, 2**11, 1, np.int64), (2, 0, 2**60, np.int64), (2, 0, 2**61, object),
+])
+def test_64_bits_are_used_only_where_they_hold_every_product(count, largest, target, kind):
+    """The largest is a quotient's numerator: all numbers but one added up, times the others."""
+    assert exact_integers(count, largest, target) is kind
+    if kind is np.int64:
+        nums, goal = np.full((1, count), largest), np.array([target])
+        pattern = (0,) * count
+        exact = hits(nums.astype(object), goal.astype(object), pattern)
+        for (which, found), (same, true) in zip(hits(nums, goal, pattern), exact, strict=True):
+            assert which.tolist() == same.tolist() and found.tolist() == true.tolist()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_blocks_are_all_rows_in_order_and_fit_the_cache(n):
+    rows = np.arange(200_003)
+    pieces = list(blocks(rows, n))
+    assert np.array_equal(np.concatenate(pieces), rows)
+    sizes = [len(piece) * len(library(n).roots) for piece in pieces]
+    assert 300_000 < sizes[0] <= 400_000 and max(sizes) == sizes[0]
 
 
 @pytest.mark.parametrize("nums, target", [

@@ -114,7 +114,7 @@ def test_a_killed_run_resumes_and_ends_as_if_nothing_happened(tmp_path, uninterr
     kept = runs.last_checkpoint(run)
     output = finish(start(run))
     if kept:
-        assert f"Resuming run after step {kept.name.split('-')[1]} of 9" in output
+        assert f"Resuming {run} after step {kept.name.split('-')[1]} of 9" in output
     rows = comparable(run)
     assert [row["step"] for row in rows] == list(range(1, 10))  # none lost, none doubled
     assert rows == comparable(uninterrupted)
