@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers import solver
-from helpers.paths import DATA
+from helpers.arithmetic import as_puzzle
+from helpers.paths import DATA, given_path
 
 REPO = "Jiayi-Pan/Countdown-Tasks-3to4"
 REVISION = "408f70d177020686d34a56bba5952feb45aaaee4"
@@ -24,22 +26,6 @@ SHA256 = "a1b37bea0f439c858b11b908daa682e521f13f9592f1866b08650f58b730d126"
 ROWS = 490_364
 PARTS = ("train", "validation", "test")
 _OTHERWISE = 'set COUNTDOWN_DATA to "shipped" or to a local Parquet file to do without the Hub'
-
-
-def _problem(nums, target):
-    """What is wrong with one row, or None."""
-    if nums is None or target is None or target != target:  # NaN differs from itself
-        return "a null value"
-    if not isinstance(nums, list):
-        return "nums is not a list"
-    if not 2 <= len(nums) <= 6:
-        return f"{len(nums)} numbers, not 2 to 6" if nums else "an empty list of numbers"
-    for x in nums:
-        if type(x) is not int or x < 0:
-            return "a null value" if x is None else "a number that is negative or not an integer"
-    if type(target) is not int or target < 0:
-        return "a target that is negative or not an integer"
-    return None
 
 
 def validate(table, where, check_solvable=False):
@@ -71,59 +57,95 @@ def validate(table, where, check_solvable=False):
         raise ValueError(f"{where}: no column {' or '.join(missing)} among {columns}; a table"
                          " of puzzles has nums (a list of integers) and target (an integer)")
     # not by to_pandas, which makes integers beside a null floats
-    nums, target = (table[name].to_pylist() if arrow else table[name].tolist() for name in names)
-    nums = [x.tolist() if hasattr(x, "tolist") else x for x in nums]
-    others = table.drop_columns(names).to_pandas() if arrow else table.drop(columns=names)
-    frame = pd.DataFrame({"nums": nums, "target": target}, dtype=object)
-    frame = frame.join(others.reset_index(drop=True))
-    if frame.empty:
+    given = list(zip(*(table[name].to_pylist() if arrow else table[name].tolist()
+                       for name in names), strict=True))
+    rows, problems = [], {}
+    for i, (nums, target) in enumerate(given):
+        try:
+            rows.append(as_puzzle(nums, target))
+            if not 2 <= len(nums) <= 6:
+                problems[i] = f"{len(nums)} numbers, not 2 to 6"
+            elif target < 0:
+                problems[i] = "a negative target"
+        except (TypeError, ValueError) as error:
+            problems[i] = error
+    if not given:
         raise ValueError(f"{where}: no rows; load another file or make it again")
-    problems = list(map(_problem, nums, target))
-    if check_solvable and not any(problems):
+    frame = pd.DataFrame([] if problems else rows, columns=names)
+    if check_solvable and not problems:
         six = frame["nums"].map(len) > solver.MOST_NUMBERS
         solved = solver.label(frame[~six])["solvable"].to_dict()
-        solved |= {i: solver.solve(nums[i], target[i]) for i in frame.index[six]}
-        problems = [None if solved[i] else "a target that cannot be reached" for i in frame.index]
-    if any(problems):
-        # a null goes first: in a table of pandas the integers beside it have become floats
-        problem = min(filter(None, problems), key=lambda problem: "null" not in problem)
-        rows = [i for i, other in enumerate(problems) if other == problem]
-        shown = "; ".join(f"row {i}: nums {nums[i]}, target {target[i]}" for i in rows[:3])
-        more = " and so on" if len(rows) > 3 else ""
-        raise ValueError(f"{where}: {len(rows)} rows with {problem} ({shown}{more}). Repair or "
-                         "remove these rows, or load another file; nothing was dropped")
-    return frame.astype({"target": "int64"})
+        solved |= {i: solver.solve(*rows[i]) for i in frame.index[six]}
+        problems = {i: "a target that cannot be reached" for i in frame.index if not solved[i]}
+    if problems:
+        shown = "; ".join(f"row {i}, {given[i][0]!r} -> {given[i][1]!r}: {problem}"
+                          for i, problem in list(problems.items())[:3])
+        more = " and so on" if len(problems) > 3 else ""
+        raise ValueError(f"{where}: {len(problems)} of {len(given)} rows are no puzzles ({shown}"
+                         f"{more}). Repair or remove these rows, or load another file; nothing "
+                         "was dropped")
+    others = table.drop_columns(names).to_pandas() if arrow else table.drop(columns=names)
+    return frame.join(others.reset_index(drop=True))  # by position, whatever the index was
+
+
+KINDS = {  # what is given in place of a Parquet file, by its first characters
+    b"PAR1": "damaged or cut off; download it again",
+    b"version https://git-lfs": "a Git LFS pointer, not the file; fetch it with `git lfs pull`",
+    b"\x1f\x8b": "compressed with gzip; unpack it first",
+    b"PK": "a ZIP archive; unpack it first",
+    b"<": "a web page (HTML); download the file itself",
+    b"{": 'JSON; convert it with pandas.read_json (for JSON lines: lines=True) and to_parquet',
+    b"[": "JSON; convert it with pandas.read_json and to_parquet",
+    b"": "text or another format, such as CSV; convert it with pandas and to_parquet",
+}
 
 
 def read_table(path, where):
     """Read a Parquet file, called `where` in an error message, as a pyarrow.Table."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{where}: there is no such file; check the path, or make the "
-                                "shipped files again with `python -m lab.puzzle_sets`")
+    path = Path(path).resolve()
+    again = ("make the shipped files again with `python -m lab.puzzle_sets`"
+             if path.is_relative_to(DATA) else 'give "shipped", "hub" or another Parquet file')
+    if path.is_dir():
+        raise ValueError(f"{where} is a folder: give the path of one Parquet file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: there is no file {path}; check the path, or {again}")
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, partitioning=None)  # a folder named a=1 is no column
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{where} is not a whole Parquet file (is it truncated?): download it "
-                         "again, or make the shipped files again with `python -m lab.puzzle_sets`"
+        with path.open("rb") as file:
+            head = file.read(100).lstrip()
+        kind = next(kind for start, kind in KINDS.items() if head.startswith(start))
+        kind = kind if head else "empty; download it again"
+        raise ValueError(f"{where} is not a whole Parquet file. It is {kind}, or {again}"
                          ) from error
 
 
 def download_public():
     """Path of the public set's file in the Hub's cache; an OSError where it cannot be had."""
+    import httpx  # what the Hub's client stands on
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     pinned = {"repo_id": REPO, "filename": FILE, "repo_type": "dataset", "revision": REVISION}
+    damaged = ""
     try:
-        return hf_hub_download(**pinned, local_files_only=True)
+        path = hf_hub_download(**pinned, local_files_only=True)
+        damaged = unlike_public(path)
+        if not damaged:
+            return path
+        if constants.HF_HUB_OFFLINE:
+            raise OSError(f"its file in the cache, {path}, is damaged: {damaged}")
     except LocalEntryNotFoundError:
         if constants.HF_HUB_OFFLINE:
             raise
     # without a network the client retries for half a minute; this gives up at once
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    with suppress(urllib.error.HTTPError):  # an answer, whatever it says
-        urllib.request.urlopen(request, timeout=5).close()
-    return hf_hub_download(**pinned)
+    try:
+        with suppress(urllib.error.HTTPError):  # an answer, whatever it says
+            urllib.request.urlopen(request, timeout=5).close()
+        return hf_hub_download(**pinned, force_download=bool(damaged))
+    except (httpx.HTTPError, HTTPException, RuntimeError) as error:  # RuntimeError: of hf_xet
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
 
 
 def unlike_public(path):
@@ -141,7 +163,7 @@ def load_puzzles(source=None):
     source : str or path, optional
         "hub", the public set at its pinned revision; "shipped", all parts of this repository's
         3to4 set, shuffled; or a Parquet file. By default what the environment variable
-        COUNTDOWN_DATA says, else the Hub, else (with no network) the shipped set.
+        COUNTDOWN_DATA says, else the Hub, else (if that fails) the shipped set.
 
     Returns
     -------
@@ -153,16 +175,29 @@ def load_puzzles(source=None):
     FileNotFoundError, RuntimeError, ValueError
         Where the file is missing, the Hub cannot be reached, or the table is not one of puzzles.
     """
-    source = source or os.environ.get("COUNTDOWN_DATA") or None
+    if not isinstance(source, str | os.PathLike | None):
+        raise TypeError(f'source is a {type(source).__name__}: give "hub", "shipped" or the path '
+                        "of a Parquet file; for a table at hand call validate(table, \"mine\")")
+    by_variable = not source
+    source = os.environ.get("COUNTDOWN_DATA", "") if by_variable else source
+    if isinstance(source, str):
+        if "://" in source:
+            raise ValueError(f"{source!r} is a URL: download the file first, and give its path")
+        word = source.strip().lower()
+        if word in ("hub", "shipped", ""):
+            source = word or None
+        else:
+            source = given_path(source) if by_variable else source.strip()
     if source in ("hub", None):
         try:
             path, source = download_public(), "hub"
         except OSError as error:
             if source:
-                raise RuntimeError(f"the Hub's {REPO} could not be reached: check the network, or "
-                                   f"{_OTHERWISE}") from error
-            print(f"The Hub could not be reached ({type(error).__name__}); using the shipped set. "
-                  f"For the public set check the network; {_OTHERWISE}.")
+                raise RuntimeError(f"the Hub's {REPO} could not be reached ({error}): check the "
+                                   f"network, or {_OTHERWISE}") from error
+            kind = type(error.__cause__ or error).__name__
+            print(f"The Hub could not be reached ({kind}); using the shipped set. For the public "
+                  f"set check the network; {_OTHERWISE}.")
             source = "shipped"
     if source == "hub":
         frame = validate(read_table(path, f"the Hub's {REPO}"), f"the Hub's {REPO}")

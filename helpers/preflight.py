@@ -12,12 +12,11 @@ import urllib.request
 from importlib import metadata
 
 from helpers.paths import DATA, RUNS, show
-from helpers.profiles import CAPABILITY_NEEDED, NoGPU, choose, differences
+from helpers.profiles import CAPABILITY_NEEDED, PROFILES, NoGPU, choose, differences
 from helpers.runs import DISK_MIB, find_runs, probe, read_rows
+from set_up import DRIVER, PYTHON, try_imports
 
 PROJECT = "countdown-grpo"
-PYTHON_NEEDED = (3, 11)
-DRIVER_NEEDED = (580, 65)  # the oldest that runs CUDA 13
 CUDA_NEEDED = "13"
 GIB = 1 << 30
 
@@ -31,14 +30,15 @@ def _check(good, line, remedy):
 
 
 def _packages(profile):
-    from packaging.requirements import Requirement
-
     install = ("make the environment of environment.yml, or on Colab run the set-up cell again"
                if profile.needs_gpu else "run `make tutorial`, or `pip install -e '.[cpu]'`")
     try:
+        from packaging.requirements import Requirement
         pinned = [Requirement(text) for text in metadata.requires(PROJECT)]
     except metadata.PackageNotFoundError:
         return "FAIL", "the helpers are not installed", install
+    except ImportError as error:
+        return "FAIL", f"packages: packaging cannot be imported ({error})", install
     extra = {"extra": "gpu" if profile.needs_gpu else "cpu"}
     wanted = [pin for pin in pinned if not pin.marker or pin.marker.evaluate(extra)]
     allowed = wanted if profile.needs_gpu else pinned  # a GPU's torch runs the CPU profile, too
@@ -48,11 +48,19 @@ def _packages(profile):
             version = metadata.version(pin.name)
             if not any(p.specifier.contains(version, prereleases=True)
                        for p in allowed if p.name == pin.name):
-                wrong.append(f"{pin.name} {version} (pinned {pin.specifier})")
+                wrong.append(f"{pin.name} {version} (needed {pin.specifier})")
         except metadata.PackageNotFoundError:
             wrong.append(f"{pin.name} missing")
-    right = f"{len(wanted)} at their pinned versions"
+    right = f"{len(wanted)} at versions that were tested"
     return _check(not wrong, f"packages: {', '.join(wrong) or right}", install)
+
+
+def _imports(profile):
+    if not (fault := try_imports(profile.needs_gpu)):
+        return "OK", "training's packages can be imported", ""
+    return ("FAIL", f"training's packages cannot be imported: {fault}",
+            "install what it names again, with what goes with it (torch, torchvision, torchaudio "
+            "and torchao belong together), then restart the kernel")
 
 
 def runs_folder(needed):
@@ -90,10 +98,10 @@ def _driver():
     except pynvml.NVMLError as error:
         return ("FAIL", f"driver: no NVIDIA driver found ({error})",
                 "on Colab choose a GPU runtime; elsewhere install the driver, or use profile cpu")
-    if tuple(map(int, version.split(".")[:2])) >= DRIVER_NEEDED:
+    if tuple(map(int, version.split(".")[:2])) >= DRIVER:
         return "OK", f"driver {version}", ""
     return ("FAIL", f"driver {version}: too old for CUDA {CUDA_NEEDED}",
-            f"update it to {_text(DRIVER_NEEDED)} or newer, or use profile cpu")
+            f"update it to {_text(DRIVER)} or newer, or use profile cpu")
 
 
 def _torch_build():
@@ -168,23 +176,41 @@ def _hub(profile):
     return "OK", "Hub can be reached", ""
 
 
-def _results(profile):
-    version = tuple(sys.version_info[:3])
-    yield _check(version >= PYTHON_NEEDED, f"Python {_text(version)}",
-                 f"install {_text(PYTHON_NEEDED)} or newer")
-    yield _packages(profile)
-    yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
-    import psutil  # not before its absence is said
-    needed, free = 8 if profile.needs_gpu else 2, psutil.virtual_memory().available / GIB
+def _memory(needed):
+    try:
+        import psutil
+    except ImportError as error:
+        return "SKIP", f"memory: not looked at, psutil cannot be imported ({error})", ""
+    free = psutil.virtual_memory().available / GIB
     line = f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed"
-    yield _check(free >= needed, line, "close other programs and kernels")
+    return _check(free >= needed, line, "close other programs and kernels")
+
+
+def _installed(profile):
+    if profile.needs_gpu:
+        yield _driver()  # first: without it no package is worth its download
+    yield _packages(profile)
+    if profile.needs_gpu:
+        yield _torch_build()
+
+
+def _results(profile):
+    (version, (oldest, newest)) = tuple(sys.version_info[:3]), PYTHON
+    yield _check(oldest <= version[:2] <= newest, f"Python {_text(version)}",
+                 f"make the environment with Python {_text(oldest)} to {_text(newest)}")
+    right = True
+    for found in _installed(profile):
+        yield found
+        right = right and found[0] == "OK"
+    yield _imports(profile) if right else (
+        "SKIP", "imports: not tried until driver and packages are right", "")
+    yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
+    yield _memory(8 if profile.needs_gpu else 2)
     if not profile.needs_gpu:
         yield "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
         return
-    yield _driver()
-    yield (build := _torch_build())
     untouched = ("SKIP", "GPU: not looked at until torch is right", "")
-    yield from _gpu(profile) if build[0] == "OK" else [untouched]
+    yield from _gpu(profile) if found[0] == "OK" else [untouched]
     yield _hub(profile)
 
 
@@ -249,8 +275,12 @@ def preflight(profile):
 if __name__ == "__main__":
     try:
         try:
-            preflight(choose(*sys.argv[1:2]))
+            profile = choose(*sys.argv[1:2])
         except NoGPU as stop:  # the checks say why
-            preflight(stop.profile)
+            profile = stop.profile
+        except (ImportError, OSError):  # torch itself is missing or broken; they say that, too
+            name = [*sys.argv[1:2], os.environ.get("COUNTDOWN_PROFILE") or "cpu"][0]
+            profile = PROFILES[name]
+        preflight(profile)
     except (RuntimeError, ValueError) as stop:
         sys.exit(str(stop))

@@ -1,5 +1,6 @@
 """What the model is asked, and how its completion is taken apart."""
 
+from reprlib import repr as short
 from typing import NamedTuple
 
 SYSTEM_PROMPT = (
@@ -49,7 +50,7 @@ def check_template(tokenizer):
     messages = build_messages([31, 47, 59], 83)
     try:
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (AttributeError, ValueError, TemplateError) as error:
+    except (AttributeError, TypeError, ValueError, TemplateError) as error:
         raise ValueError(f"the tokenizer renders no chat messages ({error}): give it its model's "
                          "chat template, tokenizer.chat_template = ...") from error
     for message in messages:
@@ -64,10 +65,25 @@ def check_template(tokenizer):
 
 
 def completion_text(completion):
-    """Return a completion's text, whether TRL passes it as messages or as a plain string."""
+    """Return a completion's text, whether trl passes it as one message or as a plain string.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else, such as several messages or a tool's call: no one text to grade.
+    """
     if isinstance(completion, str):
         return completion
-    return completion[0]["content"] or "" if completion else ""
+    if not isinstance(completion, list) or not all(isinstance(m, dict) for m in completion):
+        raise TypeError(f"{short(completion)} ({type(completion).__name__}) is no completion: give "
+                        "a text, or a list of one message")
+    if len(completion) > 1 or any(message.get("tool_calls") for message in completion):
+        raise ValueError(f"{len(completion)} messages, or a tool's call, {short(completion)}: the "
+                         "rewards read one answer; train without tools")
+    text = completion[0].get("content") if completion else None
+    if not isinstance(text, str | None):
+        raise TypeError(f"the content {short(text)} ({type(text).__name__}) is no text")
+    return text or ""
 
 
 class Parsed(NamedTuple):

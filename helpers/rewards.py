@@ -2,8 +2,9 @@
 
 import re
 from fractions import Fraction
+from reprlib import repr as short
 
-from helpers.arithmetic import MAX_LENGTH, evaluate, written_numbers
+from helpers.arithmetic import MAX_LENGTH, as_puzzle, evaluate, written_numbers
 from helpers.prompts import completion_text, parse_completion
 
 PRECISION = 100_000  # 1 / tolerance
@@ -19,7 +20,8 @@ def strict_format_reward_func(completions, **kwargs):
     Parameters
     ----------
     completions : list of str or list of list of dict
-        One completion each, as plain text or as chat messages. What else TRL passes is not used.
+        One completion each, as plain text or as a list of one message (with no content: ""; with
+        a call of a tool, or several: an error). What else TRL passes is not used.
 
     Returns
     -------
@@ -28,7 +30,7 @@ def strict_format_reward_func(completions, **kwargs):
         answer is one non-empty line of digits, ``+ - * / ( ) . =`` and white space with an ``=``;
         0.1 when only the structure holds; else 0.0.
     """
-    return [format_score(completion_text(completion)) for completion in completions]
+    return grade_batch(format_score, completions)
 
 
 def equation_reward_func(prompts, completions, target, nums, **kwargs):
@@ -39,9 +41,10 @@ def equation_reward_func(prompts, completions, target, nums, **kwargs):
     prompts, **kwargs
         Not used: the puzzle comes from the data set's columns, not from the text.
     completions : list of str or list of list of dict
-        One completion each, as plain text or as chat messages.
+        As for `strict_format_reward_func`.
     target, nums : list of int, list of list of int
-        The puzzles.
+        The puzzles, one for each completion. Whole numbers of any type, see `as_puzzle`; rows
+        padded with nulls or negative numbers are refused.
 
     Returns
     -------
@@ -49,11 +52,42 @@ def equation_reward_func(prompts, completions, target, nums, **kwargs):
         1.0 where the only ``<answer>`` holds one equation whose left side uses every given number
         exactly once and no other, and whose value, exactly computed, equals both the right side
         and the target within 1e-5.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the batch does not fit together, or a row is no puzzle: never graded as wrong.
     """
-    return [
-        float(is_correct(completion_text(completion), numbers, goal))
-        for completion, numbers, goal in zip(completions, nums, target, strict=True)
-    ]
+    return grade_batch(is_correct, completions, nums, target)
+
+
+def grade_batch(score, completions, *puzzles):
+    """Return the score of each completion's text, with its puzzle of the columns nums and target.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a column is none, or of another length, or a row of it is not what it should be.
+    """
+    columns = dict(zip(("completions", "nums", "target"), (completions, *puzzles), strict=False))
+    for name, column in columns.items():
+        if isinstance(column, str | dict) or not hasattr(column, "__len__") or (
+                getattr(column, "ndim", 1) == 0):
+            raise TypeError(f"{name} is {short(column)} ({type(column).__name__}): give a list, "
+                            "with one for each completion")
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
+        raise ValueError(f"the batch does not fit together ({lengths}): give one of each")
+    scores = []
+    try:
+        for value in map(score, map(completion_text, completions), *puzzles):
+            scores.append(float(value))
+    except (TypeError, ValueError) as error:
+        row = len(scores)
+        given = "".join(f", {name} {short(list(column)[row])}" for name, column in columns.items()
+                        if name != "completions")
+        raise type(error)(f"row {row} of the batch{given}: {error}") from error
+    return scores
 
 
 def format_score(text):
@@ -66,14 +100,15 @@ def format_score(text):
 
 
 def is_correct(text, nums, target):
-    """Return whether one completion's text solves the puzzle; never raises on any text."""
+    """Return whether a completion's text solves the puzzle. Only what is no puzzle is an error."""
+    nums, goal = as_puzzle(nums, target)
     equation = parse_completion(text).equation
     if equation is None or len(equation) > 2 * MAX_LENGTH or equation.count("=") != 1:
         return False
     left, right = equation.split("=")
     if not RIGHT_SIDE.fullmatch(right):
         return False
-    stated, goal = Fraction(right) if "." in right else int(right), int(target)
+    stated = Fraction(right) if "." in right else int(right)
     if abs(stated - goal) > 1:  # most wrong answers are refused here, before the slower checks
         return False
     if sorted(written_numbers(left)) != sorted(map(str, nums)):  # as text: 1.5 is not 1 and 5

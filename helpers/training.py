@@ -1,6 +1,7 @@
 """GRPO training around trl's own trainer: its settings, its log on disk, its resumption."""
 
 import gc
+import json
 import shutil
 import sys
 import time
@@ -44,6 +45,7 @@ SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that anot
     "use_vllm", "max_completion_length", "temperature", "reward_weights", "scale_rewards",
     "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
     "learning_rate", "warmup_steps", "seed")
+SETTINGS_FILE = "training_settings.json"  # in a checkpoint
 CUT = {"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "use_vllm"}
 
 
@@ -103,6 +105,11 @@ def note_settings(trainer, run, checkpoint=None):
     checkpoint : path, optional
         What the run goes on from.
 
+    Returns
+    -------
+    dict
+        The settings; each checkpoint keeps them, too.
+
     Raises
     ------
     RuntimeError
@@ -115,7 +122,8 @@ def note_settings(trainer, run, checkpoint=None):
         now["lora"] = {"r": adapter.r, "lora_alpha": adapter.lora_alpha,
                        "target_modules": sorted(adapter.target_modules)}
     config = read_config(run) if (run / "config.json").exists() else {}
-    saved = config.get("training", {})
+    own = checkpoint and checkpoint / SETTINGS_FILE  # wherever the checkpoint was copied from
+    saved = json.loads(own.read_text()) if own and own.exists() else config.get("training", {})
     different = sorted(name for name in saved.keys() - CUT if saved[name] != now.get(name))
     if saved and "lora" in now.keys() - saved.keys():
         different.append("lora")
@@ -127,6 +135,7 @@ def note_settings(trainer, run, checkpoint=None):
                            "folder, open_run(profile, seed, name=\"try-1\"), or delete this one to "
                            "start anew; nothing was changed")
     write_json(run / "config.json", config | {"training": now})
+    return now
 
 
 def _batch(settings):
@@ -158,11 +167,12 @@ class Checkpoints(TrainerCallback):
     The trainer's own ``save_total_limit`` deletes whatever begins with "checkpoint-".
     """
 
-    def __init__(self, run):
-        self.run = run
+    def __init__(self, run, settings):
+        self.run, self.settings = run, settings
 
     def on_save(self, args, state, control, **kwargs):
-        """Delete what is older than the two newest."""
+        """Note the settings beside the weights; delete what is older than the two newest."""
+        write_json(self.run / f"checkpoint-{state.global_step}" / SETTINGS_FILE, self.settings)
         whole = [folder for step, folder in checkpoints(self.run).items()
                  if step <= state.global_step and not checkpoint_fault(folder, step)]
         for folder in whole[2:]:
@@ -209,8 +219,10 @@ class SampleLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Keep the rows that the checkpoint knows of; sample before the first step."""
-        if not keep_rows_until(self.path, state.global_step):
-            self._sample(model, state.global_step)
+        at = state.global_step
+        keep_rows_until(self.path, at or -1)  # half of a first look may be there
+        if at == 0:
+            self._sample(model, at)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Sample every `every` steps."""
@@ -249,6 +261,13 @@ class Stopped(KeyboardInterrupt):
         return [str(self)]
 
 
+def _remember(model):
+    """Keep a copy of what is trained, once: on the model, as the next trainer may be a new one."""
+    if not hasattr(model, "initial_weights"):
+        model.initial_weights = {name: p.detach().to("cpu", copy=True)
+                                 for name, p in model.named_parameters() if p.requires_grad}
+
+
 def _begin_anew(trainer):
     """Make a trainer that was stopped in this kernel like one that a fresh kernel has made.
 
@@ -260,13 +279,10 @@ def _begin_anew(trainer):
                  trainer._pending_extra_logs, trainer._pending_metrics):
         kept.clear()
     trainer.optimizer = trainer.lr_scheduler = None
-    model = trainer.model
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not hasattr(model, "initial_weights"):  # on the model: the next trainer may be a new one
-        model.initial_weights = {n: p.detach().to("cpu", copy=True) for n, p in trainable.items()}
     with torch.no_grad():  # a checkpoint, if there is one, is loaded over them
-        for name, p in trainable.items():
-            p.copy_(model.initial_weights[name])
+        for name, p in trainer.model.named_parameters():
+            if p.requires_grad:
+                p.copy_(trainer.model.initial_weights[name])
     set_seed(trainer.args.seed)  # whatever was sampled in between
 
 
@@ -333,7 +349,8 @@ def train_or_resume(trainer, run, minutes=None):
 
 def _train(trainer, run, minutes):
     checkpoint, steps = last_checkpoint(run), trainer.args.max_steps
-    note_settings(trainer, run, checkpoint)
+    settings = note_settings(trainer, run, checkpoint)
+    _remember(trainer.model)
     done = int(checkpoint.name[11:]) if checkpoint else 0
     seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
     if done >= steps or (minutes and seconds and seconds[0] > 60 * minutes):
@@ -351,7 +368,7 @@ def _train(trainer, run, minutes):
         print(f"Resuming {show(run)} after step {done} of {steps}")
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
     trainer.remove_callback(Checkpoints)
-    trainer.add_callback(Checkpoints(run))
+    trainer.add_callback(Checkpoints(run, settings))
     logging.disable_progress_bar()  # one bar for each checkpoint's files
     _begin_anew(trainer)
     _same_order(trainer, checkpoint)

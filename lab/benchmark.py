@@ -414,7 +414,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
             results.append({
                 "name": run.name, "stack": stack, "seed": seed, "change": list(change),
                 "command": "python -m lab.benchmark " + " ".join(sys.argv[1:]),
-                "profile": profiles.settings(changed) | {"model": show(changed.model)},
+                "profile": profiles.settings(changed) | {"model": (  # of a folder its name alone
+                    changed.model if changed.revision else os.path.basename(changed.model))},
                 "loaded_with": load or {}, "card_gib": card_gib,
                 "environment_variables": {k: v for k, v in sorted(os.environ.items())
                                           if k.startswith(("UNSLOTH_", "VLLM_"))},

@@ -57,6 +57,7 @@ def usual_splits(puzzles):
     if len(puzzles) < _FEWEST:
         raise ValueError(f"{len(puzzles)} puzzles are too few for the usual splits: load a table "
                          f"of {_FEWEST:,} or more, for instance the shipped set")
+    puzzles = puzzles.reset_index(drop=True)  # drop() below goes by label
     cut = len(puzzles) * 327_680 // 490_364
     drawn = puzzles.sample(500, random_state=0)
     return {

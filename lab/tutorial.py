@@ -39,6 +39,8 @@ def _run(path, out):
     from tqdm import tqdm
 
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of an earlier run
     total = sum(c.cell_type == "code" and bool(c.source.strip()) for c in notebook.cells)
     done, start = [], time.perf_counter()
     tty = sys.stdout.isatty()
@@ -49,6 +51,7 @@ def _run(path, out):
     running = [None]
     client = NotebookClient(
         notebook, timeout=CELL_TIMEOUT, kernel_name="python3",
+        record_timing=False,  # times would change a committed notebook at every execution
         store_widget_state=False,  # a viewer without a kernel then shows the still picture
         resources={"metadata": {"path": str(path.parent)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning about its own sockets

@@ -1,11 +1,13 @@
-"""What all tests share: a backend without a window, and the rule for tests marked gpu."""
+"""What all tests share: a backend without a window, whose helpers, and the tests marked gpu."""
 
 import importlib.util
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
@@ -21,6 +23,15 @@ def _gpu():
                  if importlib.util.find_spec(name)}
     return ", ".join([torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}",
                       *(f"{name} {number}" for name, number in installed.items())])
+
+
+def pytest_configure(config):
+    """Stop in a copied folder whose environment still has the first folder's helpers."""
+    spec = importlib.util.find_spec("helpers")
+    helpers = Path(spec.origin).parent if spec and spec.origin else "no helpers"
+    if helpers != ROOT / "helpers":
+        raise pytest.UsageError(f"these tests lie in {ROOT}, and they would test {helpers}: run "
+                                "`make test`, or `pip install -e .` in this folder's environment")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,8 +1,17 @@
 """Loading: where a table came from is said, a broken one is refused, the shipped files are ours."""
 
+import gzip
 import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
 import time
 import urllib.error
+from decimal import Decimal
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
@@ -59,6 +68,84 @@ def test_the_hub_asked_for_by_name_is_an_error_without_a_network(no_network, mon
         dataset.load_puzzles()
 
 
+class Hub(BaseHTTPRequestHandler):
+    """Answer like the Hub, until the file's body is sent."""
+
+    protocol_version = "HTTP/1.1"
+    fault, body = "", b"PAR1" + bytes(996)
+
+    def do_HEAD(self):
+        if self.fault == "no HTTP":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+            self.close_connection = True
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", dataset.REVISION)
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(self.body[:100])
+        self.wfile.flush()
+        if self.fault == "stalls":
+            self.server.over.wait()
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("fault, named", [
+    ("stalls", "ReadTimeout"), ("cuts", "RemoteProtocolError"), ("no HTTP", "BadStatusLine")])
+def test_a_connection_that_breaks_in_the_middle_is_no_crash(tmp_path, fault, named):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Faulty", (Hub,), {"fault": fault}))
+    server.over, server.daemon_threads = threading.Event(), True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    variables = {key: value for key, value in os.environ.items()
+                 if not key.startswith(("HF_", "COUNTDOWN_")) and "proxy" not in key.lower()}
+    variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path),
+                  "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+                  "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    source = """
+from helpers import dataset
+print(len(dataset.load_puzzles()))
+"""
+    try:
+        child = subprocess.run([sys.executable, "-c", source], env=variables, cwd=ROOT, text=True,
+                               capture_output=True, timeout=180)
+    finally:
+        server.over.set()
+        server.shutdown()
+        server.server_close()
+    said = child.stdout.splitlines()
+    assert child.returncode == 0, child.stderr
+    assert "The Hub could not be reached (" in said[0] and "using the shipped set" in said[0]
+    assert int(said[2]) > 20_000 and f"({named})" in said[0]
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(no_network, monkeypatch, tmp_path, capsys):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(write(tmp_path / "mine.parquet").read_bytes()[:-9])
+    asked = []
+
+    def download(local_files_only=False, force_download=False, **pinned):
+        asked.append((local_files_only, force_download))
+        return str(cut if local_files_only else tmp_path / "mine.parquet")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(RuntimeError, match="could not be reached"):  # there is no network
+        dataset.load_puzzles("hub")
+    assert len(dataset.load_puzzles()) > 20_000 and asked == [(True, False)] * 2
+    monkeypatch.setattr(dataset.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+    assert dataset.load_puzzles("hub")["nums"].tolist() == GOOD["nums"]
+    assert asked[2:] == [(True, False), (False, True)]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RuntimeError, match="is damaged"):
+        dataset.load_puzzles("hub")
+
+
 def test_the_environment_variable_chooses(no_network, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COUNTDOWN_DATA", str(write(tmp_path / "mine.parquet")))
     puzzles = dataset.load_puzzles()
@@ -86,42 +173,174 @@ def test_the_public_copy_is_recognised(public, monkeypatch, capsys, tmp_path):
     assert "NOT the known file of 490,364 rows" in said
 
 
-def test_broken_files_say_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="check the path"):
+NO_PARQUET = {
+    "empty": (b"", "It is empty; download it again"),
+    "csv": (b"nums,target\n", "text or another format, such as CSV; convert it with pandas"),
+    "json lines": (b'{"nums": [1, 2], "target": 3}\n', "JSON.*read_json.*lines=True"),
+    "json": (b' [{"nums": [1, 2], "target": 3}]', "JSON; convert it"),
+    "page": (b"\n<!doctype html><title>404</title>", r"a web page \(HTML\)"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+                "a Git LFS pointer, not the file; fetch it with `git lfs pull`"),
+    "gzip": (gzip.compress(b"PAR1"), "compressed with gzip; unpack"),
+    "zip": (b"PK\x03\x04", "a ZIP archive; unpack"),
+}
+
+
+@pytest.mark.parametrize("data, kind", NO_PARQUET.values(), ids=NO_PARQUET)
+def test_what_is_no_parquet_file_is_named(tmp_path, data, kind):
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(data)
+    whole = "mine.parquet is not a whole Parquet file. (It is )?"
+    with pytest.raises(ValueError, match=f'{whole}{kind}.*or give "shipped", "hub" or another'):
+        dataset.load_puzzles(path)
+
+
+def test_a_cut_file_a_folder_and_no_file_say_what_to_do(tmp_path):
+    whole = write(tmp_path / "mine.parquet").read_bytes()
+    for cut in (len(whole) - 20, len(whole) // 2, 4):
+        (tmp_path / "cut.parquet").write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="cut.parquet is not .* It is damaged or cut off; dow"):
+            dataset.load_puzzles(tmp_path / "cut.parquet")
+    with pytest.raises(ValueError, match="is a folder: give the path of one Parquet file"):
+        dataset.load_puzzles(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/absent.*check the path.*shipped"):
         dataset.load_puzzles(tmp_path / "absent.parquet")
-    whole = write(tmp_path / "whole.parquet").read_bytes()
-    for name, data in (("cut", whole[:-20]), ("empty", b""), ("text", b"nums,target\n")):
-        path = tmp_path / f"{name}.parquet"
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}.parquet is not a whole Parquet file.*again"):
-            dataset.load_puzzles(path)
     with pytest.raises(FileNotFoundError, match="python -m lab.puzzle_sets"):
         dataset.load_split("cpu", "tset")
+    for url in ("https://huggingface.co/x.parquet", "s3://bucket/x.parquet", "file:///x.parquet"):
+        with pytest.raises(ValueError, match=f"'{url}' is a URL: download the file first"):
+            dataset.load_puzzles(url)
+    with pytest.raises(TypeError, match="source is a DataFrame.*validate"):
+        dataset.load_puzzles(pd.DataFrame(GOOD))
 
 
-@pytest.mark.parametrize("columns, message", [
-    ({"nums": [[1, 2, 3], []]}, "1 rows with an empty list of numbers .row 1"),
-    ({"nums": [[1, 2, 3], [4]]}, "1 numbers, not 2 to 6"),
+def test_the_names_are_known_however_they_are_written(no_network, monkeypatch, capsys):
+    assert len(dataset.load_puzzles(" SHIPPED\n")) > 20_000
+    for name in ("Hub", "HUB "):
+        with pytest.raises(RuntimeError, match="check the network"):
+            dataset.load_puzzles(name)
+    monkeypatch.setenv("COUNTDOWN_DATA", " Hub ")
+    with pytest.raises(RuntimeError, match="check the network"):
+        dataset.load_puzzles()
+    monkeypatch.setenv("COUNTDOWN_DATA", "  ")  # as if it were not set
+    dataset.load_puzzles()
+    assert "could not be reached (URLError)" in capsys.readouterr().out
+
+
+NO_PUZZLES = [
+    ({"nums": [[1, 2, 3], []]}, r"row 1, \[\] -> 22: nums is \[\] \(list\), no list of numbers"),
+    ({"nums": [[1, 2, 3], [4]]}, r"row 1, \[4\] -> 22: 1 numbers, not 2 to 6"),
     ({"nums": [[1, 2, 3], [1] * 7]}, "7 numbers, not 2 to 6"),
-    ({"nums": [[1, -2, 3], [4, 5]]}, "negative or not an integer .row 0"),
-    ({"nums": [[1.0, 2.5], [4.0, 5.0]]}, "negative or not an integer"),
-    ({"nums": [[0.0, 2.0], [4.0, 5.0]]}, "negative or not an integer"),
-    ({"nums": [["1", "2"], ["3", "4"]]}, "negative or not an integer"),
-    ({"nums": [1, 2]}, "not a list"),
-    ({"nums": [[1, 2], None]}, "null value .row 1"),
-    ({"nums": [[1, 2], [3, None]]}, "null value .row 1"),
-    ({"target": [6, None]}, "1 rows with a null value .row 1"),
-    ({"target": [6, -22]}, "target that is negative"),
-    ({"target": [6.5, 22.0]}, "target that is negative or not an integer"),
-    ({"target": [6, 23_000]}, "1 rows with a target that cannot be reached .row 1"),
-])
+    ({"nums": [[1, -2, 3], [4, 5]]}, r"row 0.*: -2 \(int\) is not a whole number of 0 or more"),
+    ({"nums": [[1.0, 2.5], [4.0, 5.0]]}, r"2\.5 \(float\) is not a whole number"),
+    ({"nums": [[1, 10**12], [4, 5]]}, r"1000000000000 \(int\) is not .* 12 digits at most"),
+    ({"nums": [["1", "2"], ["3", "4"]]}, r"2 of 2 .*row 0.*'1' \(str\) is not a number: convert"),
+    ({"nums": [1, 2]}, r"row 0, 1 -> 6: nums is 1 \(int\), no list"),
+    ({"nums": ["[44, 19, 35]", "[1, 2]"]}, r"row 0, '\[44, 19, 35\]' -> 6: nums is '\[44, 19, 35"
+     r"\]' \(str\), no list of numbers: read text with json.loads"),
+    ({"nums": [[[1, 2], [3]], [[4, 5]]]}, r"\[1, 2\] \(list\) is not a number"),
+    ({"nums": [[True, False], [True, True]]}, r"True \(bool\) is not a number"),
+    ({"nums": [[Decimal("1.5"), Decimal("2.0")], [4, 5]]},
+     r"Decimal\('1.5'\) \(Decimal\) is not a whole number"),
+    ({"nums": [[1.0, float("nan")], [4.0, 5.0]]}, r"nan \(float\) is a null"),
+    ({"nums": [[1.0, float("inf")], [4.0, 5.0]]}, r"inf \(float\) is not a whole number"),
+    ({"nums": [[1, 2], None]}, r"row 1, None -> 22: nums is None \(NoneType\), no list"),
+    ({"nums": [[1, 2], [3, None]]}, r"row 1.* -> 22: (None \(NoneType\)|nan \(float\)) is a null"),
+    ({"target": [6, None]}, r"1 of 2 rows.*row 1.*(None \(NoneType\)|nan \(float\)) is a null"),
+    ({"target": [6, -22]}, "row 1.*: a negative target"),
+    ({"target": [6.5, 22.0]}, r"1 of 2 rows.*row 0.*6\.5 \(float\) is not a whole number"),
+    ({"target": ["98", "22"]}, r"'98' \(str\) is not a number: convert text with int\(\) first"),
+    ({"target": [True, False]}, r"True \(bool\) is not a number"),
+    ({"target": [6, 23_000]}, "1 of 2 rows.*row 1.*a target that cannot be reached"),
+]
+
+
+@pytest.mark.parametrize("columns, message", NO_PUZZLES)
 def test_bad_rows_are_named(tmp_path, columns, message):
     path = write(tmp_path / "bad.parquet", **columns)
     with pytest.raises(ValueError, match=f"bad.parquet: .*{message}.*nothing was dropped"):
         dataset.load_puzzles(path)
-    if "cannot" not in message:
-        with pytest.raises(ValueError, match=f"mine: .*{message}"):
-            dataset.validate(pd.DataFrame({**GOOD, **columns}), "mine")
+    with pytest.raises(ValueError, match=f"mine: .*{message}"):
+        dataset.validate(pd.DataFrame({**GOOD, **columns}), "mine", check_solvable=True)
+
+
+def test_a_set_of_numbers_is_none():
+    with pytest.raises(ValueError, match=r"nums is \{4, 5\} \(set\), no list of numbers"):
+        dataset.validate(pd.DataFrame({"nums": [{4, 5}], "target": [9]}), "mine")
+
+
+def test_only_the_first_three_bad_rows_are_shown():
+    for count in (1, 3, 4):
+        table = pd.DataFrame({"nums": [[1, 2]] * 5, "target": [3] * (5 - count) + [-1] * count})
+        with pytest.raises(ValueError, match=f"{count} of 5 rows are no puzzles") as error:
+            dataset.validate(table, "mine")
+        assert str(error.value).count(": a negative target") == min(count, 3)
+        assert ("and so on" in str(error.value)) == (count > 3)
+
+
+WHOLE = {
+    "double": {"nums": pa.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]),
+               "target": pa.array([6.0, 22.0])},
+    "half": {"target": pa.array(np.array([6, 22], np.float16))},
+    "decimal": {"target": pa.array([Decimal("6.00"), Decimal(22)], pa.decimal128(9, 2)),
+                "nums": pa.array([list(map(Decimal, nums)) for nums in GOOD["nums"]])},
+    "unsigned": {"target": pa.array([6, 22], pa.uint8())},
+}
+
+
+@pytest.mark.parametrize("columns", WHOLE.values(), ids=WHOLE)
+def test_whole_numbers_of_other_types_are_numbers(tmp_path, columns):
+    write(tmp_path / "mine.parquet", **columns)
+    for puzzles in (dataset.load_puzzles(tmp_path / "mine.parquet"), dataset.validate(
+            pd.read_parquet(tmp_path / "mine.parquet"), "mine")):
+        assert puzzles["nums"].tolist() == GOOD["nums"] and puzzles["target"].tolist() == [6, 22]
+        assert {type(n) for nums in puzzles["nums"] for n in nums} == {int}
+        assert puzzles["target"].dtype == np.int64
+
+
+def test_whole_numbers_of_python_are_numbers():
+    table = pd.DataFrame({"nums": [(1, 2.0, Fraction(3)), np.array([4., 5, 6, 7])],
+                          "target": [np.float32(6), Decimal(22)]})
+    puzzles = dataset.validate(table, "mine")
+    assert puzzles["nums"].tolist() == GOOD["nums"] and puzzles["target"].tolist() == [6, 22]
+    assert {type(n) for nums in puzzles["nums"] for n in nums} == {int}
+
+
+ROWS = pd.DataFrame({"nums": [[1, 2, 3], [2, 3, 4], [4, 5, 6]], "target": [6, 9, 15],
+                     "source": ["six", "nine", "fifteen"]})
+INDEXED = {
+    "reordered": ROWS.iloc[[2, 0, 1]],
+    "filtered": ROWS[ROWS["target"] > 6],
+    "sorted": ROWS.sort_values("source"),
+    "named": ROWS.set_index(pd.Index([3, 1, 2], name="id")),
+    "of text": ROWS.set_index("source", drop=False),
+    "of two levels": ROWS.set_index(pd.MultiIndex.from_tuples([(1, 2), (0, 1), (1, 2)])),
+    "with a step": ROWS.set_index(pd.RangeIndex(10, 4, -2)),
+    "with duplicates": ROWS.set_index(pd.Index([1, 1, 0])),
+    "concatenated": pd.concat([ROWS[1:], ROWS[:2]]),
+}
+
+
+@pytest.mark.parametrize("frame", INDEXED.values(), ids=INDEXED)
+def test_other_columns_stand_beside_their_own_puzzle(tmp_path, frame):
+    frame.to_parquet(tmp_path / "mine.parquet")
+    expected = frame.reset_index(drop=True).to_dict("list")
+    for puzzles in (dataset.load_puzzles(tmp_path / "mine.parquet"),
+                    dataset.validate(frame, "mine", check_solvable=True)):
+        assert puzzles.to_dict("list") == expected
+        assert puzzles.index.equals(pd.RangeIndex(len(frame)))
+
+
+def test_a_target_that_was_saved_as_the_index_is_found(tmp_path):
+    ROWS.set_index("target").to_parquet(tmp_path / "mine.parquet")
+    puzzles = dataset.load_puzzles(tmp_path / "mine.parquet")
+    assert puzzles.to_dict("list") == ROWS.to_dict("list")
+
+
+def test_a_path_that_looks_like_a_partition_adds_no_column(tmp_path):
+    (tmp_path / "year=2020").mkdir()
+    puzzles = dataset.load_puzzles(write(tmp_path / "year=2020" / "mine.parquet"))
+    assert list(puzzles) == ["nums", "target"]
 
 
 def test_missing_columns_and_rows_are_named():
@@ -140,7 +359,7 @@ def test_validate_keeps_good_tables_as_they_are():
     arrays = pd.DataFrame({"nums": [np.array([1, 2, 3])], "target": [6]})
     assert dataset.validate(arrays, "mine")["nums"].tolist() == [[1, 2, 3]]
     six = pd.DataFrame({"nums": [[1, 1, 1, 1, 1, 1], [1, 2]], "target": [97, 3]})
-    with pytest.raises(ValueError, match="1 rows with a target that cannot be reached .row 0"):
+    with pytest.raises(ValueError, match=r"1 of 2 .*\(row 0.*97: a target that cannot"):
         dataset.validate(six, "mine", check_solvable=True)
 
 

@@ -1,4 +1,4 @@
-"""Every notebook: its frame, its outputs, and one execution from a fresh kernel."""
+"""Every notebook: its frame, its outputs, and one execution; see also test_notebook_rules.py."""
 
 import ast
 import re
@@ -62,7 +62,6 @@ def test_the_address_stands_nowhere_else():
 @each
 def test_frame_and_sizes(name):
     book = BOOKS[name]
-    assert book.metadata.kernelspec.name == "python3"
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
@@ -129,16 +128,9 @@ def test_committed_with_outputs_in_order_and_without_this_machine(name):
     shown = str([[output for output in cell.outputs] for cell in cells])
     shown = re.sub(r"'image/png': '[^']*'", "", shown)
     assert not re.search(r"/(work|root|home|tmp|Users)/\w", shown)
-    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
     checked = [cell for cell in cells if "nbval-check-output" in cell.metadata.get("tags", [])]
     assert checked and all(cell.outputs for cell in checked)
     assert "NBVAL" not in str([cell.source for cell in cells])  # a tag says it, no comment
-
-
-@each
-def test_colab_is_asked_for_a_gpu_only_where_one_is_used(name):
-    wants = BOOKS[name].metadata.get("accelerator") == "GPU"
-    assert wants == (name[:2] in ("04", "05"))
 
 
 def test_the_tutorial_runs_a_notebook_and_keeps_its_figures(monkeypatch, tmp_path, capsys):

@@ -36,7 +36,8 @@ def opened(tmp_path_factory):
     shown = subprocess.run(["make", "-n", "-o", ".venv/.installed", "lab"], cwd=copy, text=True,
                            capture_output=True, check=True, env=own).stdout  # also under make test
     _, *arguments = shown.strip().splitlines()[-1].split()
-    command = [sys.executable, "-m", "jupyter", *arguments]
+    assert arguments[:2] == ["-m", "jupyterlab"]
+    command = [sys.executable, *arguments]
     with jupyterlab(command, folder, cwd=copy) as (address, token), browser() as chromium:
         starts = (folder / "runtime").glob("jpserver-*open.html")  # what a browser would open
         yield copy, address, token, "".join(path.read_text() for path in starts), chromium

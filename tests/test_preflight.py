@@ -12,10 +12,12 @@ from importlib import metadata
 from urllib.error import URLError
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from helpers import preflight as module
 from helpers import runs
-from helpers.paths import DATA
+from helpers.paths import DATA, ROOT
 from helpers.preflight import preflight
 from helpers.profiles import A100, CPU, SMOLLM2
 
@@ -29,7 +31,7 @@ def machine(tmp_path, monkeypatch):
     """A machine on which the GPU profile passes; tests break one thing each."""
     state = types.SimpleNamespace(
         driver="580.82.07", cuda="13.0", available=True, capability=(8, 0), bf16=True,
-        free=39 << 30, versions=dict(PACKAGES), hub_down=False)
+        free=39 << 30, versions=dict(PACKAGES), hub_down=False, fault=None)
     pins = module.metadata.requires(module.PROJECT)
     real = metadata.version
 
@@ -38,9 +40,10 @@ def machine(tmp_path, monkeypatch):
             if state.versions[name] is None:
                 raise metadata.PackageNotFoundError(name)
             return state.versions[name]
-        pinned = [p.split("==")[1].split(";")[0].strip() for p in pins
-                  if p.split("==")[0].replace("-", "_") == name.replace("-", "_")]
-        return pinned[0] if pinned else real(name)
+        exact = [pin.specifier for pin in map(Requirement, pins)
+                 if canonicalize_name(pin.name) == canonicalize_name(name)
+                 and "==" in str(pin.specifier)]
+        return str(exact[0]).removeprefix("==") if exact else real(name)
 
     def driver():
         if state.driver is None:
@@ -65,6 +68,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(module.metadata, "version", version)
     monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
+    # importing them takes half a minute; other tests below do it
+    monkeypatch.setattr(module, "try_imports", lambda on_gpu: state.fault)
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     usage = collections.namedtuple("usage", "total used free")
@@ -88,7 +93,7 @@ def fails(profile, capsys):
 def test_all_is_well_with_a_gpu(machine, capsys):
     preflight(GPU)
     _, *lines, forecast = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11 and all(line.startswith("OK ") for line in lines)
+    assert len(lines) == 12 and all(line.startswith("OK ") for line in lines)
     assert forecast.startswith("Forecast: ")
 
 
@@ -101,7 +106,61 @@ def test_cpu_profile_skips_the_gpu_and_needs_no_torch(machine, capsys, monkeypat
 
 def test_cpu_profile_on_this_machine(capsys):
     preflight(CPU)
-    assert "FAIL" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "FAIL" not in out and "OK   training's packages can be imported" in out
+
+
+BROKEN_SETS = {  # what stands in the way, and the words of the line
+    "torchvision": ("raise RuntimeError('operator torchvision::nms does not exist')",
+                    "operator torchvision::nms does not exist"),
+    "trl": ("import half_an_installation", "No module named 'half_an_installation'"),
+    "peft": ("import os; os.abort()", "status -6"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SETS)
+def test_a_set_that_is_whole_by_its_versions_and_cannot_be_imported(name, tmp_path):
+    """Each version is right, so only importing it shows; the child process really does."""
+    source, words = BROKEN_SETS[name]
+    (tmp_path / f"{name}.py").write_text(source + "\n")
+    about = tmp_path / "torchvision-0.28.0.dist-info"
+    if name == "torchvision":  # it counts only where it is installed
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\n"
+                                        "Version: 0.28.0\n")
+    done = command(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    (line,) = re.findall(r"^FAIL .*$", done.stdout, re.M)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert line.startswith("FAIL training's packages cannot be imported: ") and words in line
+    assert " -> " in line
+
+
+@pytest.mark.parametrize(("name", "line"), [
+    ("packaging", "FAIL packages: packaging cannot be imported"),
+    ("psutil", "SKIP memory: not looked at, psutil cannot be imported")])
+def test_what_the_preflight_itself_imports_may_be_missing(name, line, tmp_path):
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}')\n")
+    done = command(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert line in done.stdout and "Forecast: " in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("source", ["raise ModuleNotFoundError('No module named torch')",
+                                    "raise OSError('libtorch_cpu.so: cannot open shared object')"])
+def test_without_torch_the_command_still_says_what_is_missing(source, tmp_path):
+    (tmp_path / "torch.py").write_text(source + "\n")
+    done = command(PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search("^FAIL training's packages cannot be imported: .*torch", done.stdout, re.M)
+
+
+def test_an_older_driver_is_said_before_anything_is_imported(machine, capsys, monkeypatch):
+    machine.driver = "570.86.15"
+    monkeypatch.setattr(module, "try_imports", lambda on_gpu: pytest.fail("imported"))
+    (line,) = fails(GPU, capsys)
+    assert "driver" in line
+    seen = [line for _, line, _ in module._results(GPU)]
+    assert seen[1].startswith("driver") and "imports: not tried" in " ".join(seen)
 
 
 BROKEN = [
@@ -113,6 +172,7 @@ BROKEN = [
     ("free", 10 << 30, "GPU memory: 10.0 of 40.0 GiB free, 20 GiB needed"),
     ("cuda", "12.8", "torch built for CUDA 12.8"),
     ("cuda", None, "torch built for the CPU only"),
+    ("fault", "ImportError: libcudart.so.13: cannot open", "cannot be imported: ImportError: lib"),
     ("hub_down", True, "the Hugging Face Hub cannot be reached"),
     ("disk", 2 << 30, "2.0 GiB free"),
     ("memory", 1 << 30, "1.0 GiB of memory free, 8 GiB needed"),
@@ -147,7 +207,7 @@ def test_torch_missing(machine, capsys):
 
 
 @pytest.mark.parametrize(("version", "line"), [
-    ("1.15.0", "trl 1.15.0 (pinned ==1.14.2)"), (None, "trl missing")])
+    ("1.15.0", "trl 1.15.0 (needed ==1.14.2)"), (None, "trl missing")])
 def test_package_at_another_version(machine, capsys, version, line):
     machine.versions["trl"] = version
     (failed,) = fails(CPU, capsys)
@@ -170,14 +230,21 @@ def test_helpers_not_installed(machine, capsys, monkeypatch):
     assert "the helpers are not installed" in fails(CPU, capsys)[0]
 
 
-def test_old_python(machine, capsys, monkeypatch):
-    monkeypatch.setattr(module.sys, "version_info", (3, 10, 4, "final", 0))
-    assert "Python 3.10.4 -> install 3.11 or newer" in fails(CPU, capsys)[0]
+@pytest.mark.parametrize(("version", "good"), [
+    ((3, 10, 4), False), ((3, 11, 0), True), ((3, 14, 9), True), ((3, 15, 0), False),
+    ((4, 0, 0), False)])
+def test_python_has_to_be_one_that_the_packages_have_wheels_for(
+        machine, capsys, monkeypatch, version, good):
+    monkeypatch.setattr(module.sys, "version_info", (*version, "final", 0))
+    if good:
+        return preflight(CPU)
+    line = "Python {}.{}.{} -> make the environment with Python 3.11 to 3.14".format(*version)
+    assert line in fails(CPU, capsys)[0]
 
 
 def test_runs_not_writable(machine, capsys):
     module.RUNS.write_text("a file is in the way")
-    assert "runs/ cannot be written to" in fails(CPU, capsys)[0]
+    assert f"{module.RUNS}/ cannot be written to" in fails(CPU, capsys)[0]
 
 
 def test_offline_hub_is_skipped(machine, capsys, monkeypatch):
@@ -221,10 +288,13 @@ def test_forecast_without_a_recorded_run_says_so(monkeypatch, tmp_path):
     assert "not known" in module.forecast(CPU)
 
 
+def command(profile="cpu", **variables):
+    return subprocess.run([sys.executable, "-m", "helpers.preflight", profile], cwd=ROOT,
+                          env=os.environ | variables, capture_output=True, text=True)
+
+
 def test_without_a_gpu_the_command_still_says_what_is_missing():
-    done = subprocess.run([sys.executable, "-m", "helpers.preflight", "smollm2"],
-                          env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-                          capture_output=True, text=True)
+    done = command("smollm2", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert re.search(r"^FAIL .*(driver|torch)", done.stdout, re.M) and "Forecast" in done.stdout
 

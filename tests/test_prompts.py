@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.paths import DATA
 from helpers.prompts import (
     EXAMPLE,
     SYSTEM_PROMPT,
     Parsed,
     build_messages,
+    check_template,
     completion_text,
     parse_completion,
     user_prompt,
@@ -125,9 +127,93 @@ def test_parse_completion_takes_linear_time():
 @pytest.mark.parametrize(("completion", "text"), [
     (GOOD, GOOD),
     ([{"role": "assistant", "content": GOOD}], GOOD),
+    ([{"role": "assistant", "content": GOOD, "tool_calls": None}], GOOD),
     ([{"role": "assistant", "content": None}], ""),
+    ([{"role": "assistant"}], ""),
     ([], ""),
     ("", ""),
 ])
 def test_completion_text(completion, text):
     assert completion_text(completion) == text
+
+
+@pytest.mark.parametrize(("completion", "said"), [
+    (None, r"None \(NoneType\) is no completion"),
+    ([GOOD], r"\(list\) is no completion: give a text, or a list of one message"),
+    ({"role": "assistant", "content": GOOD}, r"\(dict\) is no completion"),
+    ([{"content": GOOD}, {"role": "tool", "content": "12"}, {"content": GOOD}], "3 messages"),
+    ([{"content": "", "tool_calls": [{"type": "function"}]}], "a tool's call.*without tools"),
+    ([{"content": [{"type": "text", "text": GOOD}]}], r"the content \[.*\(list\) is no text"),
+])
+def test_what_is_no_completion_is_refused(completion, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        completion_text(completion)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TURN = "<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(DATA / "cold_start" / "cpu")
+
+
+@pytest.fixture
+def with_template(tokenizer, monkeypatch):
+    def change(template):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        return tokenizer
+
+    return change
+
+
+def test_the_templates_of_the_profiles_are_fine(tokenizer, with_template):
+    check_template(tokenizer)
+    for template in (CHATML, SMOLLM2):
+        check_template(with_template(template))
+
+
+@pytest.mark.parametrize("end", [
+    "<think>", "<think>\n", "<think>\n\n</think>\n\n", "<THINK>\n", "<Think>  ", "<answer>",
+    "<think></think>\n<answer>", "<thinking>\n", "Sure.\n<think>\nLet me see",
+])
+def test_a_template_that_opens_a_tag_itself_is_refused(with_template, end):
+    opening = CHATML.replace(f"{TURN}{{% endif", f"{TURN}{end}{{% endif")
+    assert opening != CHATML
+    with pytest.raises(ValueError, match="ends the prompt with .*its form scores 0. Remove") as e:
+        check_template(with_template(opening))
+    assert repr(end.strip())[1:-1] in str(e.value)
+
+
+@pytest.mark.parametrize(("old", "new", "role"), [
+    ("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}", "system"),
+    ("{% for m in messages %}", "{% for m in messages if m['role'] == 'system' %}", "user"),
+    ("{% for m in messages %}", "{% for m in messages[:1] %}", "user"),
+    ("{% for m in messages %}", "{% for m in messages[-1:] %}", "system"),
+    ("m['content']", "m['content'][:40]", "system"),
+    ("m['content']", "m['content'] | replace('47', '')", "user"),
+    ("m['content']", "m['content'] | replace('83', '')", "user"),
+    ("m['content']", "m['content'] | upper", "system"),
+    ("m['content']", "m['content'].split('</think>')[-1]", "system"),  # as for a model's turns
+])
+def test_a_template_that_loses_the_puzzle_is_refused(with_template, old, new, role):
+    assert old in CHATML
+    with pytest.raises(ValueError, match=f"leaves out or changes the {role}'s message"):
+        check_template(with_template(CHATML.replace(old, new)))
+
+
+@pytest.mark.parametrize("template", [
+    None, "{{ raise_exception('no system role') }}", "{{ messages[0].content + 1 }}", "{% if %}"])
+def test_a_tokenizer_that_renders_no_chat_is_refused(with_template, template):
+    with pytest.raises(ValueError, match="renders no chat messages .*chat_template = "):
+        check_template(with_template(template))

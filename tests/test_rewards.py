@@ -11,9 +11,13 @@ import subprocess
 import sys
 import time
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,7 +100,7 @@ LOOPHOLES = {  # answer, numbers, target, format reward; the equation reward is 
     "times sign": ("4\u00d79\u00d71 = 36", [1, 4, 9], 36, 0.1),
     "words": ("It is 4*9*1 = 36", [1, 4, 9], 36, 0.1),
     "bold": ("**4*9*1 = 36**", [1, 4, 9], 36, 1.0),
-    "code": ("__import__('os').abort() = 36", [], 36, 0.1),
+    "code": ("__import__('os').abort() = 36", [36], 36, 0.1),
     "comment": ("4*9*1#\n = 36", [1, 4, 9], 36, 0.1),
     "long number": ("9" * 5000 + " = 9", [9, 9, 9], 9, 1.0),
     "long right side": ("4*9*1 = 36." + "0" * 5000, [1, 4, 9], 36, 1.0),
@@ -229,6 +233,115 @@ def test_both_shapes_of_completions_and_the_arguments_of_trl():
     assert strict_format_reward_func([]) == equation_reward_func([], [], [], []) == []
     with pytest.raises(ValueError):  # a batch that does not fit together is a caller's mistake
         equation_reward_func([""] * 2, [GOOD] * 2, [36], [[1, 4, 9]])
+
+
+RIGHT = complete("(8 - 6) * 7 = 14")
+SAME = {  # the numbers 8, 6, 7 and the target 14, as other types
+    "floats": ([8.0, 6.0, 7.0], 14.0), "tuple": ((8, 6, 7), 14),
+    "numpy's": ([np.int32(8), np.float16(6), np.float64(7)], np.int64(14)),
+    "array": (np.array([8.0, 6, 7]), np.array(14)), "series": (pd.Series([8.0, 6, 7]), 14),
+    "tensor": (torch.tensor([8, 6, 7]), torch.tensor(14)),
+    "half tensor": (torch.tensor([8, 6, 7], dtype=torch.bfloat16), torch.tensor(14.0)),
+    "0-d tensors": ([torch.tensor(8.0), torch.tensor(6), torch.tensor(7)], 14),
+    "exact": ([Decimal(8), Fraction(6), Decimal("7.00")], Decimal("14.0")),
+}
+
+
+@pytest.mark.parametrize("nums, target", SAME.values(), ids=SAME)
+def test_whole_numbers_of_any_type_are_graded_alike(nums, target):
+    texts = [RIGHT, complete("8 + 6 = 14"), ""]
+    assert equation_reward_func(None, texts, [target] * 3, [nums] * 3) == [1.0, 0.0, 0.0]
+    assert is_correct(RIGHT, nums, target) is True and is_correct("", nums, target) is False
+
+
+def test_a_batch_may_be_one_tensor_array_or_column():
+    table = pd.DataFrame({"nums": [[8.0, 6.0, 7.0]] * 2, "target": [14.0, 15.0]}, index=[5, 5])
+    for nums, target in ((torch.tensor([[8.0, 6, 7]] * 2), torch.tensor([14, 15])),
+                         (np.array([[8, 6, 7]] * 2), np.array([14.0, 15.0])),
+                         (table["nums"], table["target"])):
+        assert equation_reward_func(None, [RIGHT] * 2, target, nums) == [1.0, 0.0]
+
+
+MISTAKES = {  # numbers, target, what is said
+    "text": ("[8, 6, 7]", 14, r"nums is '\[8, 6, 7\]' \(str\).*read text with json.loads"),
+    "words": (["8", "6", "7"], 14, r"'8' \(str\) is not a number: convert text with int"),
+    "text target": ([8, 6, 7], "14", r"'14' \(str\) is not a number: convert text with int"),
+    "half number": ([8, 6.5, 7], 14, r"6.5 \(float\) is not a whole number"),
+    "half target": ([8, 6, 7], 14.5, r"14.5 \(float\) is not a whole number"),
+    "half tensor": ([8, 6, 7], torch.tensor(14.5), r"tensor\(14.5.*\(Tensor\) is not a whole"),
+    "padded with None": ([8, 6, 7, None], 14, r"None \(NoneType\) is a null"),
+    "padded with NaN": (np.array([8, 6, 7, np.nan]), 14, r"nan \(float\) is a null"),
+    "padded with -1": (torch.tensor([8, 6, 7, -1]), 14, r"-1 \(int\) is not .* of 0 or more"),
+    "padded with -100": ([8, 6, 7, -100.0], 14, r"-100.0 \(float\) is not .* of 0 or more"),
+    "no target": ([8, 6, 7], None, r"None \(NoneType\) is a null"),
+    "NaN target": ([8, 6, 7], float("nan"), r"nan \(float\) is a null"),
+    "Decimal NaN": ([8, 6, 7], Decimal("NaN"), r"Decimal\('NaN'\) \(Decimal\) is a null"),
+    "infinite": ([8, 6, 7], float("inf"), r"inf \(float\) is not a whole number of either sign"),
+    "bools": ([True, True], 2, r"True \(bool\) is not a number"),
+    "bool target": ([1, 0], np.bool_(True), r".*True_ \(bool\w*\) is not a number"),
+    "complex": ([8, 6, 7], 14j, r"14j \(complex\) is not a number"),
+    "nested": ([[8, 6, 7]], 14, r"\[8, 6, 7\] \(list\) is not a number"),
+    "nested target": ([8, 6, 7], [14], r"\[14\] \(list\) is not a number"),
+    "target of one": ([8, 6, 7], torch.tensor([14]), r"tensor\(\[14\]\) \(Tensor\) is not a n"),
+    "array of rows": (np.array([[8, 6, 7]]), 14, r"nums is array.*\(ndarray\), no list"),
+    "set": ({8, 6, 7}, 14, r"nums is \{6, 7, 8\} \(set\), no list of numbers"),
+    "empty": ([], 14, r"nums is \[\] \(list\), no list of numbers"),
+    "none": (None, 14, r"nums is None \(NoneType\), no list of numbers"),
+    "one number": (8, 14, r"nums is 8 \(int\), no list of numbers"),
+    "13 digits": ([10**12, 6], 14, r"1000000000000 \(int\) is not .* 12 digits at most"),
+    "target of 13 digits": ([8, 6], -10**12, r"-1000000000000 \(int\) is not .* of either sign"),
+}
+
+
+@pytest.mark.parametrize("nums, target, said", MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize("text", [RIGHT, ""], ids=["a solution", "no text"])
+def test_the_callers_mistake_is_not_the_models(nums, target, said, text):
+    with pytest.raises((TypeError, ValueError), match=said):
+        is_correct(text, nums, target)
+    where = "row 1 of the batch, nums .*, target .*: "
+    with pytest.raises((TypeError, ValueError), match=where + said):
+        equation_reward_func(None, [text] * 2, [14, target], [[8, 6, 7], nums])
+
+
+def test_negative_targets_and_the_largest_numbers_are_graded():
+    assert scores(complete("6 - 8 = -2"), [6, 8], -2) == (1.0, 1.0)
+    most = 10**12 - 1
+    assert scores(complete(f"{most} * 1 = {most}"), [most, 1], most) == (1.0, 1.0)
+    assert scores(complete(f"0 - {most} = -{most}"), [most, 0], -most) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("completions, target, nums, said", [
+    ([RIGHT], 14, [[8, 6, 7]], r"target is 14 \(int\): give a list, with one for each"),
+    ([RIGHT], torch.tensor(14), [[8, 6, 7]], r"target is tensor\(14\) \(Tensor\): give a list"),
+    ([RIGHT], "14", [[8, 6, 7]], r"target is '14' \(str\): give a list"),
+    ([RIGHT], [14], None, r"nums is None \(NoneType\): give a list"),
+    ([RIGHT], [14], "[[8, 6, 7]]", r"nums is '.*' \(str\): give a list"),
+    (RIGHT, [14], [[8, 6, 7]], r"completions is '<think>.*' \(str\): give a list"),
+    ({"a": RIGHT}, [14], [[8, 6, 7]], r"completions is .* \(dict\): give a list"),
+    ([RIGHT], [14], [8, 6, 7], r"fit together \(1 completions, 3 nums, 1 target\)"),
+    ([RIGHT] * 3, [14] * 3, [8, 6, 7], r"row 0 .*nums is 8 \(int\), no list of numbers"),
+    ([RIGHT] * 2, [14], [[8, 6, 7]] * 2, r"fit together \(2 completions, 2 nums, 1 target\)"),
+    ([RIGHT] * 2, [14] * 2, [[8, 6, 7]], r"fit together \(2 completions, 1 nums, 2 target\)"),
+    ([RIGHT, None], [14] * 2, [[8, 6, 7]] * 2, r"row 1 .*None \(NoneType\) is no completion"),
+])
+def test_a_batch_that_is_none_is_refused(completions, target, nums, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        equation_reward_func(None, completions, target, nums)
+
+
+def test_what_is_no_completion_is_an_error_for_the_format_too():
+    with pytest.raises(TypeError, match=r"completions is '<think>.*' \(str\): give a list"):
+        strict_format_reward_func(RIGHT)
+    with pytest.raises(TypeError, match=r"row 1 of the batch: .*\(dict\) is no completion"):
+        strict_format_reward_func([RIGHT, {"role": "assistant", "content": RIGHT}])
+    with pytest.raises(ValueError, match="row 0 of the batch: 2 messages"):
+        strict_format_reward_func([[{"content": RIGHT}] * 2])
+
+
+def test_the_length_cap_of_the_equation_is_256_characters_a_side():
+    spaces = " " * (512 - len("4*9*1=36"))
+    assert scores(complete(f"4*9*1={spaces}36")) == (1.0, 1.0)
+    assert scores(complete(f"4*9*1={spaces} 36")) == (1.0, 0.0)
 
 
 def test_nothing_is_printed_and_nobody_is_warned(capfd):

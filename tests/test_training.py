@@ -19,7 +19,7 @@ from helpers import profiles, runs
 from helpers.dataset import load_split
 from helpers.models import load_model
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.training import MetricsLog, Stopped, prompt_dataset, train_or_resume
+from helpers.training import MetricsLog, SampleLog, Stopped, prompt_dataset, train_or_resume
 from lab.record import make_config, make_model, make_trainer
 
 # A child process trains a few small steps; the parent kills it, or lets it end.
@@ -335,3 +335,35 @@ def test_a_run_that_its_minutes_stopped_is_complete(tmp_path, whole, capsys):
     assert "is complete (6 steps)" in capsys.readouterr().out and len(comparable(run)) == 6
     train_or_resume(trainer, run)
     assert len(comparable(run)) == 8
+
+
+def test_a_second_run_with_a_model_that_loaded_a_complete_one_begins_at_the_start(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "complete")
+    trainer = small(tmp_path / "complete")
+    train_or_resume(trainer, tmp_path / "complete")  # loads the trained weights
+    train_or_resume(small(tmp_path / "new", model=trainer.model), tmp_path / "new")
+    assert comparable(tmp_path / "new") == comparable(whole)
+
+
+@pytest.mark.parametrize("lost", ["config", "nothing"])
+def test_a_checkpoint_knows_what_it_was_trained_with(tmp_path, whole, lost):
+    run, other = tmp_path / "run", replace(SMALL, learning_rate=9e-4)
+    if lost == "config":
+        shutil.copytree(whole, run)
+        (run / "config.json").unlink()
+    else:  # a checkpoint of another run was copied in
+        runs.open_run(other, folder=run)
+        shutil.copytree(whole / "checkpoint-4", run / "checkpoint-4")
+    with pytest.raises(RuntimeError, match="other settings .*learning_rate was 0.0002"):
+        train_or_resume(small(run, other), run)
+
+
+def test_half_of_the_first_look_is_taken_again(tmp_path):
+    table = load_split("cpu", "validation").head(3)
+    trainer = small(tmp_path, replace(SMALL, steps=1))
+    trainer.add_callback(SampleLog(tmp_path, trainer.processing_class, SMALL, table, every=4))
+    (tmp_path / "samples.jsonl").write_text('{"step": 0, "target": 1}\n{"step": 0')
+    train_or_resume(trainer, tmp_path)
+    rows = runs.read_rows(tmp_path / "samples.jsonl")
+    assert [row["step"] for row in rows] == [0, 0, 0]
+    assert [row["target"] for row in rows] == table["target"].tolist()

@@ -49,6 +49,9 @@ def test_the_usual_splits_cut_where_they_say():
     assert sizes["all but / random 500"][::2] == (489_864, 500)
     for train, test in usual_splits(puzzles).values():
         assert not set(train.index) & set(test.index)
+    twice = pd.concat([puzzles[:1500], puzzles[:1500]])  # every label of the index stands twice
+    for train, test in usual_splits(twice).values():
+        assert len(train) + len(test) == 3000 and not set(train.index) & set(test.index)
     with pytest.raises(ValueError, match="1999 puzzles are too few.*load"):
         usual_splits(puzzles[:1999])
 

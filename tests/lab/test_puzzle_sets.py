@@ -9,6 +9,7 @@ import pytest
 from helpers.paths import DATA
 from helpers.puzzles import canonical
 from helpers.solver import label, solve
+from lab import puzzle_sets
 from lab.puzzle_sets import build, enumerate_puzzles, generate
 
 
@@ -66,6 +67,48 @@ def test_a_domain_that_is_too_small_says_so_soon(arguments):
 def test_bad_arguments_are_refused(arguments):
     with pytest.raises(ValueError, match="give|say|ask|name"):
         generate(**{"n_puzzles": 5, **arguments})
+
+
+class Listed(Exception):
+    """A domain would be listed whole."""
+
+
+@pytest.fixture
+def listing(monkeypatch):
+    def grid(*domain):
+        raise Listed
+
+    monkeypatch.setattr(puzzle_sets, "_grid", grid)
+    return monkeypatch
+
+
+def test_the_size_guard_of_generate(listing):
+    """A small domain is listed, a large one is drawn from: by its rows, and by its work."""
+    small = {"counts": 2, "low": 7, "high": 7, "target_low": 0}  # a row for each target
+    with pytest.raises(Listed):
+        generate(1, target_high=999_999, **small)
+    with pytest.raises(ValueError, match="of 99 distinct .* widen"):  # 0, 1, 14 and 49 are there
+        generate(99, target_high=1_000_000, **small)
+    work = 20 * 6  # targets x expressions of two numbers
+    listing.setattr(puzzle_sets, "_WORK", work)
+    with pytest.raises(Listed):
+        generate(1, target_high=19, **small)
+    listing.setattr(puzzle_sets, "_WORK", work - 1)
+    assert len(generate(1, target_high=19, **small)) == 1
+    with pytest.raises(ValueError, match="widen"):  # six numbers are never listed
+        generate(1, counts=6, low=1, high=1, target_low=50, target_high=50)
+
+
+def test_the_size_guard_of_enumerate_puzzles(listing):
+    with pytest.raises(Listed):
+        enumerate_puzzles(2, 7, 7, 1, 5_000_000)
+    with pytest.raises(ValueError, match="5,000,001 puzzles of 2 numbers are too many"):
+        enumerate_puzzles(2, 7, 7, 0, 5_000_000)
+    listing.setattr(puzzle_sets, "_WORK", 12)  # 20 targets x 6 expressions
+    with pytest.raises(Listed):
+        enumerate_puzzles(2, 7, 7, 1, 20)
+    with pytest.raises(ValueError, match="21 puzzles"):
+        enumerate_puzzles(2, 7, 7, 0, 20)
 
 
 def test_a_whole_small_domain():

@@ -39,6 +39,9 @@ def test_figures_outputs_and_summary(tmp_path, runs, capsys):
                  new_code_cell(PLOT), new_code_cell(
                      "import os\nprint(os.getcwd().split(os.sep)[-1], "
                      "os.environ['COUNTDOWN_PROFILE'], os.environ['COUNTDOWN_RUNS'])"))
+    book_before = nbformat.read(book, as_version=4)
+    book_before.cells[2].metadata["execution"] = {"iopub.status.busy": "2026-11-27T04:37:29Z"}
+    nbformat.write(book_before, book)
     (runs / "tutorial" / "figures").mkdir(parents=True)
     (runs / "tutorial" / "figures" / "01-cell77.png").write_bytes(b"of an earlier run")
     assert tutorial.main([book]) == 0
@@ -47,6 +50,7 @@ def test_figures_outputs_and_summary(tmp_path, runs, capsys):
     png = (runs / "tutorial" / "figures" / figures[0]).read_bytes()
     assert png.startswith(b"\x89PNG")
     executed = nbformat.read(runs / "tutorial" / "01_plot.ipynb", as_version=4)
+    assert not [cell for cell in executed.cells if "execution" in cell.metadata]  # no times
     assert executed.cells[3].outputs[0].text == f"{tmp_path.name} cpu {runs}\n"
     out = capsys.readouterr().out
     assert "Profile cpu" in out and "01_plot: 3/3 cells" in out
@@ -74,7 +78,7 @@ def test_dead_kernel_is_reported(tmp_path, runs, capsys):
 
 def test_missing_notebook(tmp_path, runs, capsys):
     assert tutorial.main([str(tmp_path / "09_none.ipynb")]) == 1
-    assert "no such notebook: 09_none.ipynb" in capsys.readouterr().err
+    assert f"no such notebook: {tmp_path}/09_none.ipynb" in capsys.readouterr().err
 
 
 def test_runs_that_is_a_file_stops_before_any_work(tmp_path, runs, capsys):
