@@ -136,11 +136,11 @@ def held(folder, what="trains"):
     except Timeout:
         who = owner.read_text() if owner.exists() else "another process"
         raise Held(f"{who} {what} in {show(folder)}: wait for it or stop it (shut down "
-                   "its kernel), or name another folder; nothing was changed") from None
+                   "its kernel), or name another folder") from None
     except (NotImplementedError, OSError) as error:  # a network drive without locks
         print(f"{show(folder)} cannot be locked ({error}): start no second training there")
     try:
-        if lock.is_locked:
+        with suppress(OSError):  # a full disk is said where it matters
             replace_text(owner, f"process {os.getpid()} on {platform.node()}, since "
                          f"{datetime.now():%Y-%m-%d %H:%M},")
         yield

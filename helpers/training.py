@@ -329,7 +329,8 @@ def train_or_resume(trainer, run, minutes=None):
     Parameters
     ----------
     trainer, run : trl.GRPOTrainer, path
-        The trainer's ``output_dir`` is the run. Of a complete run only the weights are loaded.
+        The trainer's ``output_dir`` is the run. Of a complete run only the weights are loaded. A
+        new run begins with the weights that the model had when it was first given here.
     minutes : float, optional
         A run that has trained so long is complete, too.
 

@@ -23,9 +23,9 @@ from helpers import profiles
 from helpers.runs import read_rows
 
 PHASES = ("sampling", "updating", "saving", "evaluating")
-SMALL = replace(profiles.CPU_SHORT, steps=12, save_every=2, prompts_per_step=2, group_size=4,
+SMALL = replace(profiles.CPU_SHORT, steps=24, save_every=2, prompts_per_step=2, group_size=4,
                 micro_batch=4, max_completion_length=40)
-TIMES = {"sampling": 7, "updating": 7, "saving": 3, "evaluating": 2}  # at most, in one start
+TIMES = {"sampling": 5, "updating": 5, "saving": 2, "evaluating": 2}  # at most, in one start
 CLOCKS = {"seconds", "step_seconds"}  # columns that no two runs share
 PATIENCE = 300  # seconds for one start to its end
 
@@ -123,9 +123,10 @@ def main(argv=None):
         whole.mkdir()
         killed.mkdir()
         until_killed(whole, None, rng)
-        phases = list(PHASES)  # each once, then any
+        phases = []
         while len(fell) < options.kills:
-            phase = phases.pop(rng.randrange(len(phases))) if phases else rng.choice(PHASES)
+            phases = phases or rng.sample(PHASES, len(PHASES))  # each as often, in any order
+            phase = phases.pop()
             if not (found := until_killed(killed, phase, rng)):
                 phases = ["evaluating"]  # it has ended: that is what another start still does
                 continue

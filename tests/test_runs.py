@@ -217,6 +217,14 @@ def test_a_nearly_full_disk_is_said_before_training(tmp_path, monkeypatch):
         runs.open_run(profiles.CPU, folder=tmp_path / "run")
 
 
+def test_a_run_on_a_gpu_needs_room_for_its_checkpoints(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 14 * 2**30})
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage)
+    runs.open_run(profiles.CPU, folder=tmp_path / "cpu")
+    with pytest.raises(RuntimeError, match="14336 MiB free.*need up to 15360"):
+        runs.open_run(profiles.SMOLLM2, folder=tmp_path / "gpu")
+
+
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     runs.write_json(path, {"kept": True})

@@ -105,7 +105,7 @@ def uninterrupted(tmp_path_factory):
 def test_a_killed_run_resumes_and_ends_as_if_nothing_happened(tmp_path, uninterrupted, kill_after):
     run = tmp_path / "run"
     child = start(run)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(runs.read_rows(run / "metrics.jsonl")) < kill_after:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[0]
         time.sleep(0.01)
@@ -132,7 +132,7 @@ def test_a_run_of_another_profile_stops_the_training(tmp_path):
     run = tmp_path / "run"
     runs.open_run(profiles.CPU, folder=run)
     child = start(run)
-    output, _ = child.communicate(timeout=120)
+    output, _ = child.communicate(timeout=300)
     assert child.returncode != 0
     assert "holds a run of profile cpu" in output and "Move or delete the folder" in output
     assert json.loads((run / "config.json").read_text())["profile"]["name"] == "cpu"
