@@ -33,7 +33,7 @@ endif
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
 
-tutorial: $(STAMP)  ## run every notebook; results under runs/tutorial/
+tutorial: $(STAMP)  ## run the six notebooks; results under runs/tutorial/
 	@$(PY) -m lab.tutorial
 
 test: $(STAMP)  ## lint, unit tests, and every notebook in its short CPU form
@@ -65,6 +65,8 @@ lab: $(STAMP)  ## open the first notebook in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=. notebooks/01_explore_the_dataset.ipynb $(LAB_OPTIONS)
 
 student: $(STAMP)  ## write the student edition to student/: no solutions, no answers to predictions
+	@test ! -e "$(STUDENT)/01_explore_the_dataset.ipynb" || { echo "$(STUDENT)/ is there, perhaps with" \
+	"answers in it: move it, or write another one: make student STUDENT=student-2" >&2; exit 1; }
 	@for part in . more; do \
 	$(PY) -m nbconvert --log-level=WARN --to notebook --output-dir="$(STUDENT)/$$part" \
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution \
@@ -83,7 +85,7 @@ test-gpu-notebooks:  ## every notebook under smollm2 (a whole training); in the 
 	--nbval-current-env --nbval-cell-timeout=7200 notebooks
 
 clean:  ## remove the environment, caches and the tests' runs (keeps your other runs)
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test $(OLDEST)*
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis runs/test $(OLDEST) $(OLDEST).txt
 	find helpers lab tests notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""What every notebook's first cell does: install on Colab, and say what is ready.
+"""What every notebook's first code cell does: install on Colab, and say what is ready.
 
 Only Python's own library is imported here: on Colab nothing else is installed yet.
 """
@@ -100,7 +100,7 @@ def install(gpu):
     elif any("+" in version and "+cu13" not in version for version in family.values() if version):
         # pip takes 2.11.0+cu128 for 2.11.0, and vLLM then finds no CUDA 13
         command += [f"--reinstall-package={name}" for name in FAMILY[:3]]
-    path, tried = ROOT.parent / "constraints.txt", ""
+    path, tried = ROOT / "constraints.txt", ""
     for here in (before, {}):  # with all that is loaded as it is, else with a restart
         path.write_text("\n".join(constraints(pins, here, kept)) + "\n")
         tried = subprocess.run([*command, "-c", path, "-e", f"{ROOT}[{'gpu' if gpu else 'cpu'}]"],
@@ -173,6 +173,6 @@ def set_up(colab=None):
         if fault := try_imports(gpu):
             raise SetUpStopped(f"the installed packages do not work together: {fault}. Choose "
                                "Runtime > Disconnect and delete runtime, then begin again")
-    profile = asked or ("chosen by the GPU's memory" if version else "cpu")
+    profile = asked or ("chosen by notebook 04" if version else "cpu")
     print(f"Ready: profile {profile}, Python {sys.version.split()[0]}, "
           f"torch {installed('torch')}")

@@ -31,7 +31,7 @@ def _check(good, line, remedy):
 
 def _packages(profile):
     install = ("make the environment of environment.yml, or on Colab run the set-up cell again"
-               if profile.needs_gpu else "run `make tutorial`, or `pip install -e '.[cpu]'`")
+               if profile.needs_gpu else "run `make lab`, or pip install -e '.[cpu,dev]'")
     try:
         from packaging.requirements import Requirement
         pinned = [Requirement(text) for text in metadata.requires(PROJECT)]
@@ -153,7 +153,8 @@ def _gpu(profile):
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
     smaller = ("take smaller micro-batches: dataclasses.replace(profile, micro_batch="
                f"{profile.micro_batch // 4}, roomy_gib=0)")
-    yield _check(free >= needed, line, "stop other kernels that hold the GPU, or "
+    yield _check(free >= needed, line, "restart this kernel if it has loaded a model, stop "
+                 "others that hold the GPU, or "
                  + (smaller if free >= profile.min_gpu_gib else "use a smaller profile"))
 
 

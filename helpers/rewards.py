@@ -1,4 +1,4 @@
-"""The two rewards. TRL calls them with whole batches; both read the text and nothing else."""
+"""The two rewards. TRL calls them with whole batches; the first reads the text alone."""
 
 import re
 from fractions import Fraction

@@ -91,7 +91,8 @@ def open_run(profile, seed=0, name=None, folder=None):
         raise RuntimeError(
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
             f"{saved['seed']} that differs in: {', '.join(different)}. Move or delete the folder "
-            "to start anew, or name another one in COUNTDOWN_RUNS; nothing was changed")
+            "to start anew, or name another one: open_run(profile, seed, name=\"try-1\"); nothing "
+            "was changed")
     if found:  # noted, and no other run
         was = {"until_step": len(read_rows(run / "metrics.jsonl"))}
         was |= {name: saved["profile"].get(name) for name in found}
@@ -130,7 +131,7 @@ def held(folder, what="trains"):
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    lock, owner = FileLock(folder / ".lock", fallback_to_soft=False), folder / ".owner"
     try:
         lock.acquire(blocking=False)
     except Timeout:

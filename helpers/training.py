@@ -1,14 +1,18 @@
 """GRPO training around trl's own trainer: its settings, its log on disk, its resumption."""
 
+import errno
 import gc
+import hashlib
 import json
 import shutil
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from IPython.display import display
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
@@ -46,6 +50,9 @@ SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that anot
     "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
     "learning_rate", "warmup_steps", "seed")
 SETTINGS_FILE = "training_settings.json"  # in a checkpoint
+ANOTHER = ('Name another folder, open_run(profile, seed, name="try-1"), and run all cells from '
+           "there on")
+UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, getattr(errno, "EDQUOT", None)}
 CUT = {"per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "use_vllm"}
 
 
@@ -114,9 +121,11 @@ def note_settings(trainer, run, checkpoint=None):
     ------
     RuntimeError
         If the checkpoint was trained with other settings. More steps are no other setting, nor is
-        the same batch cut in another way.
+        the same batch cut in another way. Rewards are compared by name, not by their code.
     """
     now = {name: getattr(trainer.args, name) for name in SETTINGS}
+    puzzles = json.dumps(trainer.train_dataset.to_list()).encode()
+    now["puzzles"] = hashlib.sha256(puzzles).hexdigest()[:12]  # the prompts, in their order
     now["reward_funcs"] = [function.__name__ for function in trainer.reward_funcs]
     if adapter := getattr(trainer.model, "peft_config", {}).get("default"):
         now["lora"] = {"r": adapter.r, "lora_alpha": adapter.lora_alpha,
@@ -131,9 +140,8 @@ def note_settings(trainer, run, checkpoint=None):
         different.append("gradient_accumulation_steps")
     if different and checkpoint:
         changes = ", ".join(f"{name} was {saved.get(name)}" for name in different)
-        raise RuntimeError(f"{show(run)} holds a run with other settings ({changes}). Name another "
-                           "folder, open_run(profile, seed, name=\"try-1\"), or delete this one to "
-                           "start anew; nothing was changed")
+        raise RuntimeError(f"{show(run)} holds a run with other settings ({changes}). "
+                           f"{ANOTHER}, or delete this one to start anew; nothing was changed")
     write_json(run / "config.json", config | {"training": now})
     return now
 
@@ -288,6 +296,14 @@ def _begin_anew(trainer):
 
 def _check(trainer, run):
     """Refuse what would train something else than the settings say."""
+    places = [trainer.args.output_dir, *(
+        callback.path.parent for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, MetricsLog | SampleLog))]
+    if any(Path(place).resolve() != Path(run).resolve() for place in places):
+        raise ValueError(f"the trainer writes to {show(places[0])}, not to {show(run)}: run the "
+                         "cells from open_run on again; nothing was changed")
+    if trainer.args.max_steps < 1:
+        raise ValueError("a run is counted in steps: give max_steps, 1 or more")
     check_template(trainer.processing_class)
     if trainer.args.n_gpu > 1:
         raise RuntimeError(f"{trainer.args.n_gpu} GPUs are visible, and each would get a batch: "
@@ -297,6 +313,8 @@ def _check(trainer, run):
         raise ValueError(f"{len(trainer.train_dataset)} puzzles are fewer than the {needed} of one "
                          "step: give more puzzles, or train with fewer prompts a step")
 
+
+def _let_tied_weights_be_missing(trainer, run):
     def loaded(result):
         tied = set(getattr(trainer.model, "all_tied_weights_keys", None) or ())
         strange = [*set(result.missing_keys) - tied, *result.unexpected_keys]
@@ -307,10 +325,9 @@ def _check(trainer, run):
     trainer._issue_warnings_after_load = loaded  # the trainer's own warns of tied weights, too
 
 
-def _same_order(trainer, checkpoint):
+def _same_order(trainer, done):
     """Let the puzzles of later epochs come in the order of a run that was never stopped."""
     make = type(trainer)._get_train_sampler
-    done = int(checkpoint.name[11:]) if checkpoint else 0
     puzzles = _batch(vars(trainer.args)) // trainer.args.num_generations
 
     def sampler(*arguments, **options):
@@ -344,6 +361,7 @@ def train_or_resume(trainer, run, minutes=None):
         A KeyboardInterrupt, in one line.
     """
     _check(trainer, run)
+    _let_tied_weights_be_missing(trainer, run)
     with held(run):
         _train(trainer, run, minutes)
 
@@ -353,6 +371,9 @@ def _train(trainer, run, minutes):
     settings = note_settings(trainer, run, checkpoint)
     _remember(trainer.model)
     done = int(checkpoint.name[11:]) if checkpoint else 0
+    if not done and (run / "final").exists():
+        raise RuntimeError(f"{show(run)} holds a trained model and no whole checkpoint: training "
+                           f"would begin anew over it. {ANOTHER}, or move this one")
     seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
     if done >= steps or (minutes and seconds and seconds[0] > 60 * minutes):
         print(f"{show(run)} is complete ({done} steps); delete the folder to train anew, or ask "
@@ -372,11 +393,14 @@ def _train(trainer, run, minutes):
     trainer.add_callback(Checkpoints(run, settings))
     logging.disable_progress_bar()  # one bar for each checkpoint's files
     _begin_anew(trainer)
-    _same_order(trainer, checkpoint)
+    _same_order(trainer, done)
     try:
         with collecting_between_steps(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has no OSError
+        full = shutil.disk_usage(run).free < 2**26
+        if not full and getattr(error, "errno", None) not in UNWRITABLE:
+            raise
         raise RuntimeError(
             f"training stopped: cannot write to {show(run)} ({error}). Free space or make it "
             "writable and run this cell again: it resumes from the last checkpoint") from error

@@ -41,6 +41,7 @@ def no_network(monkeypatch, tmp_path):
         raise urllib.error.URLError("no network in this test")
 
     monkeypatch.delenv("COUNTDOWN_DATA", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(dataset.urllib.request, "urlopen", refuse)
 

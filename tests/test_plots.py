@@ -113,11 +113,13 @@ def test_every_word_of_a_figure_can_be_read_in_the_users_style(monkeypatch, show
         monkeypatch.setattr(plots, "show", usual)
         plots.show(figure, "what it shows")
         image = np.asarray(Image.open(io.BytesIO(shown[-1].data)).convert("RGB")) / 255
-        renderer, seen = FigureCanvasAgg(figure).get_renderer(), 0  # at a screen's resolution
+        renderer, seen = FigureCanvasAgg(figure).get_renderer(), 0
+        scale = len(image) / renderer.height  # matplotlib 3.11 puts a closed figure's dpi back
         for axis in figure.axes:
             words = [axis.title, axis.xaxis.label, *axis.get_xticklabels()] if axis.axison else []
             for text in (text for text in (*words, *axis.texts) if text.get_text()):
-                (left, low), (right, high) = 2 * text.get_window_extent(renderer).get_points()
+                (left, low), (right, high) = (
+                    scale * text.get_window_extent(renderer).get_points())
                 rows = slice(round(len(image) - high), round(len(image) - low))
                 around = image[rows, round(left) : round(right)].reshape(-1, 3)
                 if text in words[2:] and not len(around):  # the number of a tick outside the axis

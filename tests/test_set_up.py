@@ -32,7 +32,8 @@ def runtime(tmp_path, monkeypatch):
                                   loaded=["numpy", "pillow"])
     state.bin.mkdir()
     program(state.bin, "uv", f'echo "$@" >> {state.log}\n'
-            f'[ -f {tmp_path}/constraints.txt ] && cp {tmp_path}/constraints.txt {state.log}.pins\n'
+            f'pins={tmp_path}/countdown-grpo/constraints.txt\n'
+            f'[ -f $pins ] && cp $pins {state.log}.pins\n'
             f'[ -f {tmp_path}/fails ] && {{ echo "no such version" >&2; exit 1; }}; exit 0')
     monkeypatch.setenv("PATH", f"{state.bin}:/usr/bin:/bin")
     monkeypatch.delenv("COUNTDOWN_PROFILE", raising=False)

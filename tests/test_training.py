@@ -13,6 +13,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from helpers import profiles, runs
@@ -138,16 +139,27 @@ def test_a_run_of_another_profile_stops_the_training(tmp_path):
     assert json.loads((run / "config.json").read_text())["profile"]["name"] == "cpu"
 
 
-def test_a_full_disk_in_training_says_that_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize(("error", "free", "said"), [
+    (OSError(28, "No space left on device"), 2**40, True), (OSError(30, "read-only"), 2**40, True),
+    (RuntimeError("PytorchStreamWriter failed writing file"), 2**20, True),
+    (SafetensorError("No space left on device"), 2**20, True),
+    (OSError(24, "Too many open files"), 2**40, False), (RuntimeError("a bug"), 2**40, False)])
+def test_a_full_disk_in_training_loses_nothing(tmp_path, monkeypatch, error, free, said):
     trainer = small(tmp_path / "run")
 
     def full(resume_from_checkpoint):
         assert not gc.isenabled() and gc.get_freeze_count() > 0  # no collection in a step
-        raise OSError(28, "No space left on device")
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("helpers.training.shutil.disk_usage", lambda path: usage)
+        raise error
 
     trainer.train = full
-    with pytest.raises(RuntimeError, match="No space left.*resumes from the last checkpoint"):
+    with pytest.raises(Exception) as caught:
         train_or_resume(trainer, tmp_path / "run")
+    if said:
+        assert "resumes from the last checkpoint" in str(caught.value)
+    else:
+        assert caught.value is error
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
@@ -367,3 +379,35 @@ def test_half_of_the_first_look_is_taken_again(tmp_path):
     rows = runs.read_rows(tmp_path / "samples.jsonl")
     assert [row["step"] for row in rows] == [0, 0, 0]
     assert [row["target"] for row in rows] == table["target"].tolist()
+
+
+def test_a_trainer_of_another_folder_changes_nothing(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "old")
+    before = sorted((path.name, path.stat().st_mtime) for path in (tmp_path / "old").iterdir())
+    trainer = small(tmp_path / "old")
+    new = runs.open_run(SMALL, folder=tmp_path / "new")
+    with pytest.raises(ValueError, match="writes to .*old, not to .*new: run the cells from"):
+        train_or_resume(trainer, new)
+    after = sorted((path.name, path.stat().st_mtime) for path in (tmp_path / "old").iterdir())
+    assert after == before and not list(new.glob("checkpoint-*"))
+
+
+def test_a_trained_model_without_its_checkpoints_is_not_trained_over(tmp_path, whole):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for folder in run.glob("checkpoint-*"):
+        folder.rename(run / "final") if folder.name.endswith("6") else shutil.rmtree(folder)
+    with pytest.raises(RuntimeError, match="no whole checkpoint: training would begin anew over"):
+        train_or_resume(small(run), run)
+    assert comparable(run) == comparable(whole)
+
+
+def test_other_puzzles_are_another_run_and_steps_have_to_be_given(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    run = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="other settings .*puzzles was"):
+        train_or_resume(small(run, replace(SMALL, steps=8), puzzles=100), run)
+    trainer = small(run)
+    trainer.args.max_steps = -1  # trl's default: by epochs
+    with pytest.raises(ValueError, match="give max_steps"):
+        train_or_resume(trainer, run)
