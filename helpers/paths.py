@@ -22,7 +22,10 @@ def given_path(text):
             from psutil import Error, Process
 
             with suppress(Error):  # it has ended, or is another user's
-                folder = Path(Process(os.getppid()).cwd())
+                parent = Process(os.getppid())
+                if os.name == "nt" and sys.prefix != sys.base_prefix:  # a venv's python starts one
+                    parent = parent.parent() or parent
+                folder = Path(parent.cwd())
                 # a service, as on Colab, works in /: nobody means that
                 path = (ROOT if folder == Path(folder.anchor) else folder) / path
     return path.resolve()
