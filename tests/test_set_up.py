@@ -143,6 +143,7 @@ def test_packages_that_do_not_work_together_are_found(tmp_path, monkeypatch):
     (tmp_path / "vllm.py").write_text("raise RuntimeError('operator nms does not exist')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert set_up.try_imports(gpu=True) == "RuntimeError: operator nms does not exist"
+    monkeypatch.delenv("PYTHONPATH")
     assert set_up.try_imports(gpu=False) is None
 
 
