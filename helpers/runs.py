@@ -207,9 +207,14 @@ def keep_rows_until(path, step):
     return rows
 
 
+def step_of(checkpoint):
+    """Return the step that a checkpoint's folder is named for."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def checkpoints(run):
     """Return {step: path} of what is called checkpoint-STEP in a run, the newest first."""
-    found = {int(path.name[11:]): path for path in run.glob("checkpoint-*")
+    found = {step_of(path): path for path in run.glob("checkpoint-*")
              if re.fullmatch("checkpoint-[0-9]+", path.name)}
     return dict(sorted(found.items(), reverse=True))
 

@@ -31,6 +31,7 @@ from helpers.runs import (
     last_checkpoint,
     read_config,
     read_rows,
+    step_of,
     write_json,
 )
 
@@ -227,10 +228,9 @@ class SampleLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Keep the rows that the checkpoint knows of; sample before the first step."""
-        at = state.global_step
-        keep_rows_until(self.path, at or -1)  # half of a first look may be there
-        if at == 0:
-            self._sample(model, at)
+        keep_rows_until(self.path, state.global_step or -1)  # half of a first look may be there
+        if state.global_step == 0:
+            self._sample(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Sample every `every` steps."""
@@ -370,7 +370,7 @@ def _train(trainer, run, minutes):
     checkpoint, steps = last_checkpoint(run), trainer.args.max_steps
     settings = note_settings(trainer, run, checkpoint)
     _remember(trainer.model)
-    done = int(checkpoint.name[11:]) if checkpoint else 0
+    done = step_of(checkpoint) if checkpoint else 0
     if not done and (run / "final").exists():
         raise RuntimeError(f"{show(run)} holds a trained model and no whole checkpoint: training "
                            f"would begin anew over it. {ANOTHER}, or move this one")
@@ -406,6 +406,6 @@ def _train(trainer, run, minutes):
             "writable and run this cell again: it resumes from the last checkpoint") from error
     except KeyboardInterrupt:
         kept = last_checkpoint(run)
-        kept = f"checkpoint at {kept.name[11:]}" if kept else "no checkpoint yet"
+        kept = f"checkpoint at {step_of(kept)}" if kept else "no checkpoint yet"
         raise Stopped(f"Stopped after step {trainer.state.global_step} of {steps}; {kept}. "
                       "Run this cell again to go on.") from None
