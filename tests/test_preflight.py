@@ -211,7 +211,7 @@ def test_torch_missing(machine, capsys):
 def test_package_at_another_version(machine, capsys, version, line):
     machine.versions["trl"] = version
     (failed,) = fails(CPU, capsys)
-    assert line in failed and "make tutorial" in failed
+    assert line in failed and "make lab" in failed
 
 
 def test_cpu_profile_takes_either_torch_but_no_third(machine, capsys):
