@@ -175,13 +175,16 @@ def test_every_other_setting_makes_another_run(tmp_path, name):
         runs.open_run(profiles.CPU, folder=run)
 
 
-def test_a_folder_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
-    def none(lock, **options):
-        raise NotImplementedError("no locks here")
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks another way")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_folder_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys, code):
+    def none(*arguments):  # what a mounted drive answers
+        raise OSError(code, "no locks here")
 
-    monkeypatch.setattr("filelock.FileLock.acquire", none)
-    with runs.held(tmp_path / "run"):
-        assert "cannot be locked (no locks here): start no second" in capsys.readouterr().out
+    monkeypatch.setattr("fcntl.flock", none)
+    for _ in range(2):  # a soft lock, left by a kill, would shut the second one out
+        with runs.held(tmp_path / "run"):
+            assert "cannot be locked" in capsys.readouterr().out
 
 
 def test_a_run_of_other_settings_is_not_touched(tmp_path):
@@ -223,6 +226,8 @@ def test_a_run_on_a_gpu_needs_room_for_its_checkpoints(tmp_path, monkeypatch):
     runs.open_run(profiles.CPU, folder=tmp_path / "cpu")
     with pytest.raises(RuntimeError, match="14336 MiB free.*need up to 15360"):
         runs.open_run(profiles.SMOLLM2, folder=tmp_path / "gpu")
+    usage.free = runs.DISK_MIB[False] * 2**20  # just enough
+    runs.open_run(profiles.CPU, folder=tmp_path / "enough")
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
