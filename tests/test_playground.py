@@ -103,6 +103,14 @@ ANSWERS = st.sampled_from([
     "(11-8)*4*4 = 48", "(11-8)*4", "4/(8-8)*11 = 12", "(11 - 8) * 4 = 12 = 12", "11+8-4 = 12"])
 
 
+def test_the_newline_that_is_asked_for_is_no_text_outside_the_parts():
+    kinds = [part.kind for part in pg.explain(GOOD + "\n", NUMS, TARGET).parts]
+    assert kinds.count("newline") == 2 and "outside" not in kinds
+    wrong = GOOD.replace("</think>\n", "</think>\n\n")
+    kinds = [part.kind for part in pg.explain(wrong, NUMS, TARGET).parts]
+    assert "newline" not in kinds and kinds.count("outside") == 1
+
+
 @settings(max_examples=600, deadline=None)
 @given(st.one_of(
     st.text(st.characters(codec=None, exclude_categories=()), max_size=60),
