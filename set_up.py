@@ -115,6 +115,28 @@ def install(gpu):
                   if version and installed(name) != version)
 
 
+def use_drive(folder="/content/drive"):
+    """Mount the reader's Google Drive, and let runs be written there: they outlive the runtime.
+
+    Raises
+    ------
+    SetUpStopped
+        If this is not Colab, or the folder of runs was chosen already in this session.
+    """
+    if "google.colab" not in sys.modules:
+        raise SetUpStopped("runs_on_drive is for Google Colab. Elsewhere name a folder in the "
+                           "variable COUNTDOWN_RUNS before JupyterLab starts")
+    runs = str(Path(folder) / "MyDrive" / "countdown-grpo" / "runs")
+    if "helpers.paths" in sys.modules and os.environ.get("COUNTDOWN_RUNS") != runs:
+        raise SetUpStopped("this session writes its runs to another folder already. Choose "
+                           "Runtime > Restart session, then run this cell again")
+    from google.colab import drive
+
+    drive.mount(folder)  # asks the reader; nothing else needs an account
+    os.environ["COUNTDOWN_RUNS"] = runs
+    print(f"Runs are written to {runs}")
+
+
 def try_imports(gpu):
     """Import what training imports, in a Python of its own; return its last line if it fails."""
     from helpers.models import UNSLOTH_ENVIRONMENT

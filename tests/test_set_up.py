@@ -225,3 +225,38 @@ def test_the_repository_is_fetched_where_it_is_not_whole(upstream, there):
         assert (repo / "mine.txt").read_text() == "kept"
     kept = repo.with_name("countdown-grpo.old-1") / "runs" / "mine.txt"
     assert kept.exists() == (there == "half a clone")
+
+
+def test_runs_go_to_the_drive_where_it_is_asked_for(upstream):
+    """The drive is a folder here; mounting it is Google's part."""
+    (upstream / "google" / "colab" / "drive.py").write_text("""
+def mount(folder):
+    from pathlib import Path
+    (Path(folder) / "MyDrive").mkdir(parents=True, exist_ok=True)
+""")
+    content = upstream / "content"
+    content.mkdir()
+    drive = CELL.replace("/content/", f"{content}/").replace(
+        "https://github.com/josephqiu123/Tinyzero-Reproduce-Mini", f"file://{upstream}/upstream")
+    drive = drive.replace("runs_on_drive = False", "runs_on_drive = True").replace(
+        "use_drive()", f"use_drive('{content}/drive')")
+    code = f"""import google.colab
+{drive}
+from helpers import profiles, runs
+print(runs.open_run(profiles.CPU, name="one"))
+use_drive('{content}/drive')  # again: nothing changes
+from helpers.paths import RUNS
+import os
+os.environ["COUNTDOWN_RUNS"] = "elsewhere"
+use_drive('{content}/drive')
+"""
+    done = start(upstream, code, PYTHONPATH=str(upstream), PATH=f"{upstream}/bin:/usr/bin:/bin",
+                 COUNTDOWN_PROFILE="cpu", COUNTDOWN_RUNS="")
+    run = content / "drive" / "MyDrive" / "countdown-grpo" / "runs" / "one"
+    assert str(run) in done.stdout and (run / "config.json").exists(), done.stderr
+    assert "Restart session" in done.stderr.splitlines()[-1]
+
+
+def test_the_drive_is_for_colab():
+    with pytest.raises(SetUpStopped, match="Google Colab.*COUNTDOWN_RUNS"):
+        set_up.use_drive()
