@@ -4,6 +4,7 @@ The public set stays on the Hub; what the repository ships was made by lab/puzzl
 """
 
 import hashlib
+import math
 import os
 import urllib.error
 import urllib.request
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 
 from helpers import solver
 from helpers.arithmetic import as_puzzle
-from helpers.paths import DATA, given_path
+from helpers.paths import DATA, RUNS, given_path, show
+from helpers.prompts import EXAMPLE
 
 REPO = "Jiayi-Pan/Countdown-Tasks-3to4"
 REVISION = "408f70d177020686d34a56bba5952feb45aaaee4"
@@ -25,6 +27,8 @@ FILE = "data/train-00000-of-00001.parquet"
 SHA256 = "a1b37bea0f439c858b11b908daa682e521f13f9592f1866b08650f58b730d126"
 ROWS = 490_364
 PARTS = ("train", "validation", "test")
+SHIPPED = ("cpu", "3to4")
+LOCAL = DATA / "Countdown-Tasks-3to4.parquet"  # the public set's file, for those who have it
 _OTHERWISE = 'set COUNTDOWN_DATA to "shipped" or to a local Parquet file to do without the Hub'
 
 
@@ -181,8 +185,7 @@ def load_puzzles(source=None):
     by_variable = not source
     source = os.environ.get("COUNTDOWN_DATA", "") if by_variable else source
     if isinstance(source, str):
-        if "://" in source:
-            raise ValueError(f"{source!r} is a URL: download the file first, and give its path")
+        _refuse_url(source)
         word = source.strip().lower()
         if word in ("hub", "shipped", ""):
             source = word or None
@@ -219,20 +222,141 @@ def load_puzzles(source=None):
     return frame
 
 
+def _refuse_url(text):
+    if "://" in str(text):
+        raise ValueError(f"{text!r} is a URL: download the file first, and give its path")
+
+
+def _own_file(given):
+    _refuse_url(given)
+    return given_path(given) if isinstance(given, str) else Path(given).expanduser().resolve()
+
+
 def load_split(name, part):
-    """Load one shipped file, e.g. ``load_split("cpu", "test")``.
+    """Load one part of a set of puzzles, e.g. ``load_split("cpu", "test")``.
+
+    What is not shipped is split by a checksum of each puzzle's numbers: the same on every machine,
+    and no multiset of numbers is in two parts. A puzzle is kept once, whatever the order of its
+    numbers; the one that every prompt solves is left out. Test gets a fifth of the multisets and
+    validation a tenth, but at most 1,000 and 500 puzzles. No multiset of the shipped 3to4 set is in
+    the public validation or test part, and none of its test part in the public train part: who
+    trains on the one can be tested on the other.
 
     Parameters
     ----------
-    name, part : str
-        The set, "cpu" (all puzzles of three numbers 1 to 12, targets 1 to 60) or "3to4" (three and
-        four numbers 1 to 99, targets 10 to 100), and one of its `PARTS`.
+    name : str or path
+        A shipped set, "cpu" (all puzzles of three numbers 1 to 12, targets 1 to 60) or "3to4"
+        (three and four numbers 1 to 99, targets 10 to 100); "public", from the file `LOCAL` or
+        else the Hub; or a Parquet file. Parts that were split are kept in runs/puzzles.
+    part : str
+        One of its `PARTS`.
 
     Returns
     -------
     pandas.DataFrame
-        Columns `nums`, `target`, `solvable`, `needs_mul_div` and `n_solutions`.
-    """
-    file = f"puzzles/{name}-{part}.parquet"
-    return validate(read_table(DATA / file, f"data/{file}"), f"data/{file}")
+        Columns `nums`, `target` and, if shipped, `solvable`, `needs_mul_div` and `n_solutions`.
 
+    Raises
+    ------
+    ValueError, OSError
+        For no table of puzzles, or one too small to split; for a file that cannot be had.
+    """
+    if name in SHIPPED:
+        file = f"puzzles/{name}-{part}.parquet"
+        return validate(read_table(DATA / file, f"data/{file}"), f"data/{file}")
+    if part not in PARTS:
+        raise ValueError(f"no part is called {part!r}; choose one of {', '.join(PARTS)}")
+    path, known = (LOCAL, SHA256) if name == "public" else (_own_file(name), "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else known
+    if known and digest != known:
+        raise ValueError(f"{show(LOCAL)} is not the known public set: delete or rename it, and the "
+                         "Hub's is taken; or give its path, to train on it as it is")
+    folder = RUNS / "puzzles"  # "split1" is the way to split: another way needs another name
+    files = {each: folder / f"split1-{digest[:16]}-{each}.parquet" for each in PARTS}
+    with suppress(pa.ArrowException, OSError):  # not there yet, or damaged
+        return pd.DataFrame(pq.read_table(files[part]).to_pydict())
+    if known and not path.is_file():
+        path = download_public()
+        if different := unlike_public(path):
+            raise OSError(f"the Hub gave another file: {different}")
+    where = f"the public set {REPO}" if digest == SHA256 else path.name
+    puzzles = validate(read_table(path, where), where, check_solvable=digest != SHA256)
+    parts = _split(puzzles, where, digest == SHA256)
+    folder.mkdir(parents=True, exist_ok=True)
+    for each, rows in parts.items():
+        partial = folder / f"{files[each].name}.{os.getpid()}.partial"
+        rows.to_parquet(partial, index=False)
+        partial.replace(files[each])  # a kill leaves no half file under the name
+    print(f"{len(puzzles):,} rows of {where} split into " + ", ".join(
+        f"{len(rows):,} {each}" for each, rows in parts.items()) + f" puzzles in {show(folder)}")
+    return parts[part]
+
+
+def _split(puzzles, where, public):
+    def key(nums):  # sorted by it, the multisets are shuffled
+        return hashlib.sha256(repr(sorted(nums)).encode()).hexdigest()
+
+    rows = puzzles[["nums", "target"]].assign(key=puzzles["nums"].map(key))
+    shown = (rows["key"] == key(EXAMPLE["nums"])) & (rows["target"] == EXAMPLE["target"])
+    rows = rows[~shown].drop_duplicates(["key", "target"])
+    ours = {part: load_split("3to4", part)["nums"].map(key) if public else () for part in PARTS}
+    sizes = rows.groupby("key").size()
+    free = sizes.drop([each for part in PARTS for each in ours[part]], errors="ignore")
+    if len(free) < len(PARTS):
+        raise ValueError(f"{where} holds {len(free)} different sets of numbers, too few for train, "
+                         "validation and test: give at least 3, better 100 or more")
+    count, part_of = len(free), pd.Series("train", sizes.index)
+    part_of[sizes.index.isin(ours["test"])] = "none"
+    for part, most, share in (("test", 1000, 5), ("validation", 500, 10)):
+        taken = max(1, min(count // share, free.cumsum().searchsorted(most, "right")))
+        part_of[free.index[:taken]] = part
+        free = free.iloc[taken:]
+    dealt = rows.pop("key").map(part_of)
+    return {part: rows[dealt == part].reset_index(drop=True) for part in PARTS}
+
+
+def puzzles_for(profile, asked="auto"):
+    """Return what to put into a profile's `puzzles`: a name for `load_split`, once it was tried.
+
+    Parameters
+    ----------
+    profile : helpers.profiles.Profile
+        What is to train on them.
+    asked : str or path
+        "shipped"; "public"; a Parquet file; or "auto": under a100 the public set, unless
+        COUNTDOWN_DATA is "shipped" or (which is printed) it cannot be had, else the shipped one.
+
+    Raises
+    ------
+    ValueError, OSError, RuntimeError
+        As `load_split`; if the profile's model lacks the words for the numbers; if the public set,
+        asked for by name, cannot be had.
+    """
+    word, default = str(asked).strip().lower() or "auto", "3to4" if profile.needs_gpu else "cpu"
+    shipped = profile.puzzles if profile.puzzles in SHIPPED else default
+    ours = os.environ.get("COUNTDOWN_DATA", "").strip().lower() == "shipped"
+    if word == "shipped" or word == "auto" and (ours or profile.name != "a100"):
+        return shipped
+    name = "public" if word in ("auto", "public", "hub") else str(_own_file(asked))
+    most = 0 if profile.needs_gpu else profile.cold_start.max_value  # the tiny model's last word
+    unread = (f"the model of profile {profile.name} has no words for values above {most}, so it "
+              f"takes numbers to {math.isqrt(most)} and targets to {most} only, and {name} has "
+              'larger ones; give "shipped" or another file, or take a profile with a GPU')
+    if most and name == "public":
+        raise ValueError(unread)
+    try:
+        rows = pd.concat([load_split(name, part) for part in PARTS])
+    except OSError as error:
+        if name != "public":
+            raise
+        advice = f"check the network, or put its file at {show(LOCAL)}"
+        if word != "auto":
+            raise RuntimeError(f"the public set could not be had ({error}): {advice}, or give "
+                               '"shipped" or the path of a Parquet file') from error
+        kind = type(error.__cause__ or error).__name__
+        print(f"The public set could not be had ({kind}); training on the shipped set {shipped}. "
+              f"For the public set {advice}.")
+        return shipped
+    if most and (rows["nums"].map(max).max() > math.isqrt(most) or rows["target"].max() > most):
+        raise ValueError(unread)
+    return name

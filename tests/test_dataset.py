@@ -3,15 +3,21 @@
 import gzip
 import hashlib
 import io
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
+from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -21,8 +27,11 @@ import pytest
 from huggingface_hub import constants
 
 from helpers import dataset
-from helpers.paths import ROOT
-from helpers.puzzles import leakage
+from helpers.paths import DATA, ROOT
+from helpers.profiles import PROFILES
+from helpers.prompts import EXAMPLE
+from helpers.puzzles import canonical, leakage
+from helpers.training import prompt_dataset
 
 PUBLIC = ROOT.parent / "shared" / "data" / "Countdown-Tasks-3to4.parquet"
 GOOD = {"nums": [[1, 2, 3], [4, 5, 6, 7]], "target": [6, 22]}
@@ -98,28 +107,35 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("fault, named", [
-    ("stalls", "ReadTimeout"), ("cuts", "RemoteProtocolError"), ("no HTTP", "BadStatusLine")])
-def test_a_connection_that_breaks_in_the_middle_is_no_crash(tmp_path, fault, named):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Faulty", (Hub,), {"fault": fault}))
+@contextmanager
+def hub(handler, folder):
+    """Serve like the Hub; give the variables under which a process asks this server only."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.over, server.daemon_threads = threading.Event(), True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     variables = {key: value for key, value in os.environ.items()
                  if not key.startswith(("HF_", "COUNTDOWN_")) and "proxy" not in key.lower()}
-    variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path),
+    variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(folder),
                   "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
                   "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    source = """
-from helpers import dataset
-print(len(dataset.load_puzzles()))
-"""
     try:
-        child = subprocess.run([sys.executable, "-c", source], env=variables, cwd=ROOT, text=True,
-                               capture_output=True, timeout=180)
+        yield variables
     finally:
         server.over.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("fault, named", [
+    ("stalls", "ReadTimeout"), ("cuts", "RemoteProtocolError"), ("no HTTP", "BadStatusLine")])
+def test_a_connection_that_breaks_in_the_middle_is_no_crash(tmp_path, fault, named):
+    source = """
+from helpers import dataset
+print(len(dataset.load_puzzles()))
+"""
+    with hub(type("Faulty", (Hub,), {"fault": fault}), tmp_path) as variables:
+        child = subprocess.run([sys.executable, "-c", source], env=variables, cwd=ROOT, text=True,
+                               capture_output=True, timeout=180)
     said = child.stdout.splitlines()
     assert child.returncode == 0, child.stderr
     assert "The Hub could not be reached (" in said[0] and "using the shipped set" in said[0]
@@ -385,11 +401,225 @@ def test_the_shipped_puzzles_are_not_the_public_ones(public):
 
 
 def test_the_puzzle_in_the_prompt_is_not_tested_on():
-    from helpers.prompts import EXAMPLE
-
     for name in ("cpu", "3to4"):
         for part in dataset.PARTS:
             rows = dataset.load_split(name, part)
             shown = (tuple(sorted(EXAMPLE["nums"])), EXAMPLE["target"])
             pairs = zip(rows["nums"], rows["target"], strict=True)
             assert shown not in {(tuple(sorted(nums)), int(target)) for nums, target in pairs}
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """A fresh folder of runs, and no file of the public set in data/."""
+    monkeypatch.setattr(dataset, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(dataset, "LOCAL", tmp_path / "Countdown-Tasks-3to4.parquet")
+    return tmp_path / "runs"
+
+
+def split(name):
+    return {part: dataset.load_split(name, part) for part in dataset.PARTS}
+
+
+def puzzles_of(table):
+    return [canonical(*pair) for pair in zip(table["nums"], table["target"], strict=True)]
+
+
+def check_split(parts, puzzles):
+    """Every puzzle of a table is in one part, once, and no numbers are in two parts."""
+    assert list(parts) == list(dataset.PARTS) and all(map(len, parts.values()))
+    dealt = [puzzle for rows in parts.values() for puzzle in puzzles_of(rows)]
+    assert len(dealt) == len(set(dealt)) and set(dealt) == puzzles
+    for one, other in combinations(parts.values(), 2):
+        assert leakage(one, other) == {"puzzles": 0, "multisets": 0}
+
+
+def test_the_public_set_is_split_without_leaks(public, runs, monkeypatch, capsys):
+    monkeypatch.setattr(dataset, "LOCAL", public)
+    monkeypatch.setattr(dataset, "download_public", None)  # the file at hand comes first
+    first = dataset.load_split("public", "test")
+    said = capsys.readouterr().out
+    assert "490,364 rows of the public set" in said and said.count("\n") == 1
+    start = time.perf_counter()
+    parts = split("public")
+    assert time.perf_counter() - start < 6  # 1 s on two idle cores
+    assert parts["test"].equals(first) and not capsys.readouterr().out
+    tested = {nums for nums, _ in puzzles_of(dataset.load_split("3to4", "test"))}
+    everything = {puzzle for puzzle in puzzles_of(pd.read_parquet(public))
+                  if puzzle != canonical(EXAMPLE["nums"], EXAMPLE["target"])}
+    check_split(parts, {puzzle for puzzle in everything if puzzle[0] not in tested})
+    assert len(parts["train"]) > 440_000
+    assert 990 <= len(parts["test"]) <= 1000 and 490 <= len(parts["validation"]) <= 500
+    for part in ("test", "validation"):
+        for other in dataset.PARTS:  # nobody trained on these
+            assert leakage(dataset.load_split("3to4", other), parts[part])["multisets"] == 0
+    content = json.dumps([parts["test"]["nums"].tolist(), parts["test"]["target"].tolist()])
+    assert hashlib.sha256(content.encode()).hexdigest()[:12] == "c7048f6d2cce"  # everywhere
+    assert dataset.load_split(public, "test").equals(first)  # by its path it is the same set
+    assert len(list((runs / "puzzles").iterdir())) == 3
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A file of one's own: 300 puzzles, and each of them again with its numbers turned round."""
+    rows = dataset.load_split("cpu", "test")[["nums", "target"]].head(300)
+    turned = rows.assign(nums=rows["nums"].map(lambda nums: nums[::-1]))
+    path = tmp_path / "mine.parquet"
+    pd.concat([rows, turned]).to_parquet(path, index=False)
+    return path
+
+
+def test_a_file_of_ones_own_is_split_the_same_whatever_its_order(mine, runs, tmp_path):
+    table = pd.read_parquet(mine)
+    parts = split(mine)
+    check_split(parts, set(puzzles_of(table)))
+    groups = {part: rows["nums"].map(sorted).map(tuple).nunique() for part, rows in parts.items()}
+    count = sum(groups.values())
+    assert groups["test"] == count // 5 and groups["validation"] == count // 10
+    table.sample(frac=1, random_state=1).to_parquet(tmp_path / "shuffled.parquet")
+    for part, rows in split(str(tmp_path / "shuffled.parquet")).items():
+        assert set(puzzles_of(rows)) == set(puzzles_of(parts[part]))
+
+
+def test_parts_are_kept_until_the_file_changes(mine, runs, tmp_path, capsys):
+    parts = split(mine)
+    written = {path: path.stat().st_mtime_ns for path in (runs / "puzzles").iterdir()}
+    assert len(written) == 3 and capsys.readouterr().out.count(" split into ") == 1
+    for part, rows in split(mine).items():
+        assert rows.equals(parts[part]) and type(rows["nums"][0]) is list
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    test = next(path for path in written if path.stem.endswith("-test"))
+    for damaged in (b"", test.read_bytes()[:-9]):
+        test.write_bytes(damaged)
+        assert dataset.load_split(mine, "test").equals(parts["test"])
+    write(mine, nums=[[1, 2], [2, 3]], target=[3, 5])
+    with pytest.raises(ValueError, match="mine.parquet holds 2 different sets of numbers, too few"):
+        dataset.load_split(mine, "test")
+
+
+def test_three_sets_of_numbers_are_enough_and_two_are_too_few(runs, tmp_path):
+    path = tmp_path / "few.parquet"
+    rows = {"nums": [[1, 2], [2, 1], [2, 3], [3, 4], [4, 3]], "target": [3, 2, 6, 7, 7]}
+    pd.DataFrame(rows).to_parquet(path)
+    check_split(split(path), set(puzzles_of(pd.DataFrame(rows))))
+    pd.DataFrame(rows).head(3).to_parquet(path)
+    with pytest.raises(ValueError, match="few.parquet holds 2 .* give at least 3"):
+        dataset.load_split(path, "train")
+    write(path, target=[6, 23_000])
+    with pytest.raises(ValueError, match="few.parquet: .*a target that cannot be reached"):
+        dataset.load_split(path, "train")
+    assert len(list((runs / "puzzles").iterdir())) == 3  # of the first file
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+def test_a_kill_while_the_parts_are_written_leaves_no_half_file(runs, tmp_path):
+    path = DATA / "puzzles" / "3to4-validation.parquet"
+    source = f"""
+import resource, signal
+from helpers import dataset
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel ends it within a write
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+dataset.load_split({str(path)!r}, "test")
+"""
+    child = subprocess.run([sys.executable, "-c", source], cwd=ROOT, timeout=180, env=os.environ | {
+        "COUNTDOWN_RUNS": str(runs), "PYTHONDONTWRITEBYTECODE": "1"})
+    left = list((runs / "puzzles").iterdir())
+    assert child.returncode == -signal.SIGXFSZ
+    assert [file.suffix for file in left] == [".partial"] and left[0].stat().st_size
+    check_split(split(path), set(puzzles_of(pd.read_parquet(path))))
+
+
+class Whole(Hub):
+    """Send the whole file."""
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(self.body)
+
+
+def test_the_hubs_file_is_split_once_and_then_needs_no_hub(tmp_path):
+    body = (DATA / "puzzles" / "cpu-train.parquet").read_bytes()  # stands for the public set
+    source = f"""
+from pathlib import Path
+from helpers import dataset, profiles
+dataset.SHA256, dataset.LOCAL = {hashlib.sha256(body).hexdigest()!r}, Path("nowhere")
+name = dataset.puzzles_for(profiles.PROFILES["a100"])
+print(name, *[len(dataset.load_split(name, part)) for part in dataset.PARTS])
+"""
+
+    def ask(variables, runs):
+        return subprocess.run([sys.executable, "-c", source], cwd=ROOT, text=True, timeout=180,
+                              env=variables | {"COUNTDOWN_RUNS": str(tmp_path / runs)},
+                              check=True, capture_output=True).stdout.splitlines()
+
+    with hub(type("Whole", (Whole,), {"body": body}), tmp_path / "cache") as variables:
+        said, answer = ask(variables, "runs")
+    assert " split into " in said and re.fullmatch(r"public \d{4} \d{3} \d{3}", answer)
+    variables["HF_HOME"] = str(tmp_path / "another machine's")
+    assert ask(variables, "runs") == [answer]
+    said, answer = ask(variables, "other runs")
+    assert said.startswith("The public set could not be had (") and answer.startswith("3to4 ")
+
+
+def test_without_a_network_the_a100_trains_on_the_shipped_set(no_network, runs, capsys):
+    profile = PROFILES["a100"]
+    assert dataset.puzzles_for(profile) == dataset.puzzles_for(profile, "") == "3to4"
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0] == said[1]
+    assert "(URLError); training on the shipped set 3to4" in said[0]
+    assert f"or put its file at {dataset.LOCAL}" in said[0]
+    for word in ("public", " Hub "):
+        with pytest.raises(RuntimeError, match="could not be had .*: check the network, or put"):
+            dataset.puzzles_for(profile, word)
+
+
+def test_the_shipped_set_is_taken_without_asking_the_hub(no_network, runs, monkeypatch, capsys):
+    for name, shipped in (("cpu", "cpu"), ("cpu-short", "cpu"), ("smollm2", "3to4")):
+        assert dataset.puzzles_for(PROFILES[name]) == shipped
+    a100 = PROFILES["a100"]
+    assert dataset.puzzles_for(a100, "Shipped ") == "3to4"
+    assert dataset.puzzles_for(replace(a100, puzzles="public"), "shipped") == "3to4"  # run again
+    monkeypatch.setenv("COUNTDOWN_DATA", "shipped")
+    assert dataset.puzzles_for(a100) == "3to4" and not capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="could not be had"):  # what a cell says counts more
+        dataset.puzzles_for(a100, "public")
+
+
+@pytest.mark.parametrize("asked", ["auto", "public"])
+def test_another_file_in_the_public_sets_place_is_an_error(no_network, runs, asked):
+    write(dataset.LOCAL)
+    with pytest.raises(ValueError, match="is not the known public set: delete or rename it, and"):
+        dataset.puzzles_for(PROFILES["a100"], asked)
+    with pytest.raises(ValueError, match="or give its path, to train on it as it is"):
+        dataset.load_split("public", "test")
+
+
+def test_a_path_is_checked_at_once(mine, runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    profile = PROFILES["smollm2"]
+    for given in (mine, str(mine), " mine.parquet "):
+        name = dataset.puzzles_for(profile, given)
+        assert name == str(mine.resolve())
+    assert len(prompt_dataset(dataset.load_split(name, "train"))[0]["nums"]) == 3
+    with pytest.raises(FileNotFoundError, match="absent.parquet; check the path"):
+        dataset.puzzles_for(profile, "absent.parquet")
+    with pytest.raises(ValueError, match="is a folder"):
+        dataset.puzzles_for(profile, tmp_path)
+    with pytest.raises(ValueError, match="is a URL"):
+        dataset.puzzles_for(profile, "https://huggingface.co/x.parquet")
+    with pytest.raises(ValueError, match="choose one of train, validation, test"):
+        dataset.load_split(mine, "tset")
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-short"])
+def test_the_tiny_model_refuses_what_it_has_no_words_for(name, mine, no_network, runs, tmp_path):
+    profile = PROFILES[name]
+    with pytest.raises(ValueError, match=f"profile {name} has no words.* 144.*numbers to 12"):
+        dataset.puzzles_for(profile, "public")
+    assert dataset.puzzles_for(profile, mine) == str(mine.resolve())
+    rows = dataset.load_split("3to4", "validation")
+    for column, large in (("nums", rows), ("target", pd.DataFrame(
+            {"nums": [[12, 12, 2], [12, 12, 1], [3, 4, 12]], "target": [142, 145, 144]}))):
+        large.to_parquet(tmp_path / f"{column}.parquet")
+        with pytest.raises(ValueError, match=f"and .*{column}.parquet has larger ones; give \"shi"):
+            dataset.puzzles_for(profile, tmp_path / f"{column}.parquet")
