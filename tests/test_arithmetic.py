@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.arithmetic import MAX_DEPTH, MAX_DIGITS, MAX_LENGTH, evaluate
+from helpers.arithmetic import BEYOND, MAX_DEPTH, MAX_DIGITS, MAX_LENGTH, as_puzzle, evaluate
 
 REFUSED = {
     "power": "2**5", "power with spaces": "2 * * 5", "floor division": "7//2", "modulo": "7%2",
@@ -83,6 +83,7 @@ def test_everything_else_is_refused(text, capfd):
     ("1+" * 128 + "1", f"longer than {MAX_LENGTH}"),
     ("-" * MAX_DEPTH + "1", f"more than {MAX_DEPTH} deep"),
     ("1" + "+1" * MAX_DEPTH, f"more than {MAX_DEPTH} deep"),
+    ("(1+" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, f"more than {MAX_DEPTH} deep"),
     ("1" + "0" * MAX_DIGITS, f"at most {MAX_DIGITS} digits"),
     ("2**5", "only the operators"), ("1.5", "only integers"), ("1(2)", "only + - * / on integers"),
     ("1 2", "not an arithmetic expression"), ("3/0", "divides by zero"),
@@ -117,3 +118,11 @@ def test_any_text_gives_a_value_or_a_value_error(text):
         return
     assert type(value) is Fraction
     assert set(text) <= set("0123456789+-*/() \t\n\r\f\v") and "**" not in text and "//" not in text
+
+
+def test_the_largest_target_has_twelve_digits_with_either_sign():
+    assert as_puzzle([1, BEYOND - 1], BEYOND - 1) == ([1, BEYOND - 1], BEYOND - 1)
+    assert as_puzzle([1, 2], 1 - BEYOND)[1] == 1 - BEYOND
+    for nums, target in (([1, 2], BEYOND), ([1, 2], -BEYOND), ([1, BEYOND], 3), ([1, -1], 3)):
+        with pytest.raises(ValueError, match="12 digits at most"):
+            as_puzzle(nums, target)
