@@ -228,9 +228,10 @@ def _graded(files, name, also):
 
 def _same_puzzles(frame, profile):
     """Refuse answers to other puzzles than the test part's, or to one of them twice."""
-    name = profile.get("puzzles")
-    if name not in ["public", *(one.puzzles for one in PROFILES.values())]:  # it becomes a path
-        raise BadRun(f"there is no puzzle set {short(name)}")
+    name, known = profile.get("puzzles"), ["public", *{p.puzzles for p in PROFILES.values()}]
+    if name not in known:  # it becomes a path
+        raise BadRun(f"its puzzles are {short(name)}: only runs on {', '.join(sorted(known))} can "
+                     "be checked")
     try:
         test = load_split(name, "test")
     except (OSError, RuntimeError, ValueError) as error:
@@ -260,8 +261,8 @@ def result(run):
     ours, theirs = settings(profile), config["profile"]
     differ = [f"{name} {theirs.get(name)} (ours {ours[name]})"
               for name in differences(profile, theirs)]
-    lines = [f"{profile.name}, seed {config['seed']}: {len(run.rows)} steps of {profile.steps}, "
-             f"{config['hardware']}, {config['date']}",
+    lines = [f"{profile.name}, seed {config['seed']}: {len(run.rows)} steps (the profile "
+             f"has {profile.steps}), {config['hardware']}, {config['date']}",
              f"settings that differ from the profile's: {'; '.join(differ) or 'none'}",
              "versions: " + ", ".join(f"{k} {v}" for k, v in config["versions"].items())]
     for (temperature, _), row in gains_of(run.frame.assign(run=run.name)).iterrows():

@@ -49,7 +49,7 @@ def json_lines(data, most):
 
 def main():
     """Write the lines of the file on standard input to standard output; another status if not."""
-    with suppress(ImportError):  # on Windows
+    with suppress(ImportError, ValueError, OSError):  # Windows has none, macOS may refuse it
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

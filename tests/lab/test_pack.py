@@ -105,7 +105,7 @@ def test_a_real_run_is_packed_and_read_again(folder, capsys):
         capsys.readouterr().out)
     assert set(zipfile.ZipFile(path).namelist()) == set(FILES)
     shown = "\n".join(pack.result(pack.read_pack(path)))
-    assert "cpu, seed 0: 80 steps of 80, 2 CPU cores, AMD EPYC" in shown
+    assert "cpu, seed 0: 80 steps (the profile has 80), 2 CPU cores, AMD EPYC" in shown
     assert "settings that differ from the profile's: none" in shown
     assert "trl 1.14.2" in shown and "smoke" not in shown
     # as docs/results.md has it
@@ -157,7 +157,8 @@ def test_fewer_steps_are_no_result_and_other_settings_are_named(packed):
     files = metrics(lambda lines: lines[:20])(packed)
     files = config(lambda c: c["profile"].update(steps=20, learning_rate=5e-4))(files)
     shown = pack.result(pack.check(files))
-    assert shown[-1] == "This is a smoke run, not a result" and "20 steps of 80" in shown[0]
+    assert shown[-1] == "This is a smoke run, not a result"
+    assert "20 steps (the profile has 80)" in shown[0]
     assert "learning_rate 0.0005 (ours 0.0002)" in shown[1] and "steps 20 (ours 80)" in shown[1]
 
 
@@ -182,9 +183,9 @@ HOSTILE = {
     # settings
     "no profile is called 'cpu2'": config(lambda c: c["profile"].update(name="cpu2")),
     r"no profile is called \[\]": config(lambda c: c["profile"].update(name=[])),
-    "there is no puzzle set '../../secret'": config(
+    "its puzzles are '../../secret': only runs on 3to4, cpu, public": config(
         lambda c: c["profile"].update(puzzles="../../secret")),
-    r"there is no puzzle set \['cpu'\]": config(lambda c: c["profile"].update(puzzles=["cpu"])),
+    r"its puzzles are \['cpu'\]": config(lambda c: c["profile"].update(puzzles=["cpu"])),
     "cold_start or max_completion_length": config(lambda c: c["profile"].update(cold_start=[1])),
     "config.json is not plain text": config(lambda c: c.update(hardware=EVIL)),
     "not plain text, or is longer": config(lambda c: c.update(hardware="\x1b[2J")),
