@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers import dataset
 from helpers.paths import ROOT
 from helpers.runs import FILES, REFERENCE_RUNS
 from lab import pack
@@ -160,6 +161,13 @@ def test_fewer_steps_are_no_result_and_other_settings_are_named(packed):
     assert shown[-1] == "This is a smoke run, not a result"
     assert "20 steps (the profile has 80)" in shown[0]
     assert "learning_rate 0.0005 (ours 0.0002)" in shown[1] and "steps 20 (ours 80)" in shown[1]
+
+
+def test_public_puzzles_that_cannot_be_had_are_said(packed, tmp_path, monkeypatch):
+    (tmp_path / "another.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(dataset, "LOCAL", tmp_path / "another.parquet")
+    with pytest.raises(pack.BadRun, match="the test puzzles public cannot be had here: .*known"):
+        pack.check(config(lambda c: c["profile"].update(puzzles="public"))(packed))
 
 
 def test_samples_of_the_training_travel_with_it(packed):
