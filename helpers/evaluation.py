@@ -1,6 +1,7 @@
 """Sample completions on held-out puzzles, grade them, and count with intervals."""
 
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -12,15 +13,16 @@ from helpers.rewards import is_correct
 TEMPERATURES = (1.0, 0.6, 0.0)
 
 
-def as_shown(puzzles, seed=0):
-    """Return the puzzles as dicts of nums and target, each with its numbers in a random order."""
+def as_shown(puzzles, seed=0, shuffle=True):
+    """Return the puzzles as dicts of nums and target, the numbers shuffled or else as given."""
     rng = random.Random(seed)
-    return [{"nums": [int(n) for n in rng.sample(list(nums), len(nums))], "target": int(target)}
+    return [{"nums": [int(n) for n in (rng.sample(list(nums), len(nums)) if shuffle else nums)],
+             "target": int(target)}
             for nums, target in zip(puzzles["nums"], puzzles["target"], strict=True)]
 
 
 def sample_completions(model, tokenizer, profile, puzzles, temperature, seed=0, batch=512,
-                       build=build_messages):
+                       build=build_messages, shuffle=True, adapter=True):
     """Sample one completion for every puzzle and grade it.
 
     Parameters
@@ -37,17 +39,23 @@ def sample_completions(model, tokenizer, profile, puzzles, temperature, seed=0, 
         Prompts sampled together, without vLLM.
     build : callable
         Gives the messages of a prompt from its numbers and target.
+    shuffle, adapter : bool
+        False shows the numbers as they are given; samples without the model's LoRA adapter.
 
     Returns
     -------
     pandas.DataFrame
         One row a puzzle: ``temperature, sample, nums, target, completion, tokens, correct``.
     """
-    shown = as_shown(puzzles, seed)
+    shown = as_shown(puzzles, seed, shuffle)
     messages = [build(puzzle["nums"], puzzle["target"]) for puzzle in shown]
     prompts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     given = (model, tokenizer, profile, prompts, temperature)
-    tokens = _with_vllm(*given) if profile.uses_vllm else _with_transformers(*given, seed, batch)
+    if profile.uses_vllm:
+        tokens = _with_vllm(*given, adapter)
+    else:
+        with nullcontext() if adapter else model.disable_adapter():
+            tokens = _with_transformers(*given, seed, batch)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return pd.DataFrame([
         {"temperature": float(temperature), "sample": seed, **puzzle, "completion": text,
@@ -63,20 +71,22 @@ def _with_transformers(model, tokenizer, profile, prompts, temperature, seed, ba
     sampling = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
                 if temperature > 0 else {"do_sample": False})
     pad, found = tokenizer.pad_token_id, []
-    with torch.random.fork_rng(), torch.no_grad():  # training goes on with its own numbers
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch):
-            part = tokenizer(prompts[start : start + batch], return_tensors="pt", padding=True,
-                             padding_side="left", add_special_tokens=False,
-                             return_token_type_ids=False).to(model.device)
-            ids = model.generate(**part, **sampling, pad_token_id=pad,
-                                 max_new_tokens=profile.max_completion_length)
-            found += [row[row != pad].tolist() for row in ids[:, part["input_ids"].shape[1] :]]
-    model.train(was_training)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():  # training goes on with its own numbers
+            torch.manual_seed(seed)
+            for start in range(0, len(prompts), batch):
+                part = tokenizer(prompts[start : start + batch], return_tensors="pt", padding=True,
+                                 padding_side="left", add_special_tokens=False,
+                                 return_token_type_ids=False).to(model.device)
+                ids = model.generate(**part, **sampling, pad_token_id=pad,
+                                     max_new_tokens=profile.max_completion_length)
+                found += [row[row != pad].tolist() for row in ids[:, part["input_ids"].shape[1] :]]
+    finally:  # a stopped one, too, leaves the model as it was
+        model.train(was_training)
     return found
 
 
-def _with_vllm(model, tokenizer, profile, prompts, temperature):
+def _with_vllm(model, tokenizer, profile, prompts, temperature, adapter):
     from vllm import SamplingParams
 
     # No seed: one for each request makes vLLM sample row by row; the engine has its own, given when
@@ -86,12 +96,12 @@ def _with_vllm(model, tokenizer, profile, prompts, temperature):
     inputs = [{"prompt_token_ids": ids}
               for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     # The weights as they are now, under a name that vLLM has not seen yet: nothing is cached.
-    adapter = model.load_lora(str(RUNS / "evaluated_adapter"), load_tensors=True)
+    lora = model.load_lora(str(RUNS / "evaluated_adapter"), load_tensors=True) if adapter else None
     # As many as run at once: where a prompt joins later, the batch fits no CUDA graph and is slow.
     found, at_once = [], profile.max_num_seqs
     for start in range(0, len(inputs), at_once):
         outputs = model.fast_generate(inputs[start : start + at_once], settings,
-                                      lora_request=adapter, use_tqdm=False)
+                                      lora_request=lora, use_tqdm=False)
         found += [list(output.outputs[0].token_ids) for output in outputs]
     return found
 

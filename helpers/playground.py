@@ -34,12 +34,13 @@ PRESETS = {name: (RIGHT.replace(old, new), [8, 11, 12], 44) for name, old, new i
 TRY = ("<b>Try:</b> delete the newline between &lt;/think&gt; and &lt;answer&gt;. Which reward is "
        "lost, and why? What you type is kept under <b>yours</b>.")
 # Shown where no kernel runs: live widgets hide it, and JupyterLab's error where they are missing is
-# hidden by it. Pages that drop styles and scripts show it at once. The script names the sliders.
+# hidden by it. Pages that drop styles and scripts show it at once. SLIDERS names the sliders.
 STILL = """<style>@keyframes KEY { from { max-height: 0; visibility: hidden } }
 .KEY { animation: 0s 3s both KEY; overflow: hidden }
 .jp-OutputArea-child:has(.KEY) + .jp-OutputArea-child:not(:has(.KEY-live)) { display: none }
-</style><div class="KEY"><p>The playground at its start; run this cell to type into it.</p>
-FIRST</div><script>new MutationObserver((_, watch) => {
+</style><div class="KEY"><p>NAME at its start; run this cell to type into it.</p>
+FIRST</div>"""
+SLIDERS = """<script>new MutationObserver((_, watch) => {
   const handles = document.querySelectorAll(".KEY-live .noUi-handle");
   for (const x of handles) x.ariaLabel = x.closest(".widget-slider").firstChild.textContent;
   if (handles.length > 1) watch.disconnect();
@@ -57,6 +58,7 @@ KINDS = {
     "unread": ("s", "color:#111;background:#ffd9b3", "answer that cannot be read"),
 }
 _GROUNDS = ("#8fd0f5", "#ffc34d", "#63cfae", "#f3e95c", "#e6a3c8", "#f59a5f")  # of given a, b, ...
+FIT, ROW = {"description_width": "max-content"}, {"flex": "1 1 12em", "width": "auto"}
 _PUZZLE = re.compile(r"\s*[0-9]{1,6}([\s,]+[0-9]{1,6}){1,5}\s*(->|=|→)\s*[0-9]{1,6}\s*", re.ASCII)
 
 # `given` says which of the given numbers, counted from 0, a part of kind "number" uses
@@ -280,6 +282,12 @@ def advantages(rewards):
     return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
 
 
+def shown_answer(text):
+    """Return the answer of a completion as HTML."""
+    answer = parse_completion(text).equation
+    return "no single answer" if answer is None else html.escape(_quoted(answer.strip()))
+
+
 def render_group(completions, nums, target, weights=(1.0, 1.0)):
     """Return a table, as HTML, of a group's scores, weighted sums and advantages.
 
@@ -296,14 +304,12 @@ def render_group(completions, nums, target, weights=(1.0, 1.0)):
     total, rows = scores @ weights, ""
     for (name, text), numbers, advantage in zip(completions.items(), np.c_[scores, total],
                                                 advantages(total), strict=True):
-        answer = parse_completion(text).equation
-        answer = "no single answer" if answer is None else _quoted(answer.strip())
         width = min(abs(advantage), 3) * 20  # of a bar to the right or left of zero, in pixels
         left, ground = (60, "#0072b2") if advantage > 0 else (60 - width, "#d55e00")
         bar = ('<span data-part="advantage" style="display:inline-block;width:3.5em">'
                f'{advantage:+.2f}</span><span style="display:inline-block;height:0.8em;'
                f'margin-left:{left:.0f}px;width:{width:.0f}px;background:{ground}"></span>')
-        rows += _row([html.escape(_visible(name)), html.escape(answer),
+        rows += _row([html.escape(_visible(name)), shown_answer(text),
                       *(f"{number:.2f}" for number in numbers), bar])
     head = _row(("completion", "answer", "format", "equation", "weighted sum", "advantage"), "th")
     note = "" if np.ptp(total) > 0 else message(
@@ -359,6 +365,25 @@ def _keeping(kind):
         self, {k: _sendable(v) if isinstance(v, str) else v for k, v in state.items()})})
 
 
+def puzzle_field():
+    """Return a field for a puzzle that keeps whatever is typed; `parse_puzzle` reads it."""
+    return _keeping(widgets.Text)(description="puzzle", placeholder=PUZZLE_FORM, style=FIT,
+                                  layout=ROW)
+
+
+def live_view(name, guide, parts, still, script=""):
+    """Return widgets under each other, below a guide, and `still` where no kernel runs: HTML."""
+    key = f"live-{parts[0].model_id[:8]}"
+    guide = widgets.HTML(f"<style>.{key} {{ display: none }}</style>{guide}")
+    live = widgets.VBox([guide, *parts], _dom_classes=[f"{key}-live"])
+    still = (STILL + script).replace("KEY", key).replace("NAME", name).replace("FIRST", still)
+    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
+    bundles = {"text/html": still}, {"application/vnd.jupyter.widget-view+json": view}
+    live._ipython_display_ = lambda: [display(bundle | {"text/plain": ""}, raw=True)
+                                      for bundle in bundles]  # ipywidgets 7 and 8
+    return live
+
+
 def playground(recorded, presets=PRESETS):
     """Return the playground: widgets that score a completion as one types.
 
@@ -369,12 +394,10 @@ def playground(recorded, presets=PRESETS):
     presets : dict of str to tuple, optional
         Completions by name, ``(text, nums, target)``: a button each, and the first is the start.
     """
-    fit, row = {"description_width": "max-content"}, {"flex": "1 1 12em", "width": "auto"}
-    puzzle = _keeping(widgets.Text)(description="puzzle", placeholder=PUZZLE_FORM, style=fit,
-                                    layout=row)
-    choice = widgets.Dropdown(description="recorded", options=("", *TELLING), layout=row, style=fit)
+    puzzle = puzzle_field()
+    choice = widgets.Dropdown(description="recorded", options=("", *TELLING), layout=ROW, style=FIT)
     box = _keeping(widgets.Textarea)(
-        placeholder="<think>...</think>\n<answer>... = ...</answer>", style=fit, layout={
+        placeholder="<think>...</think>\n<answer>... = ...</answer>", style=FIT, layout={
             "flex_flow": "column", "align_items": "stretch", "width": "auto", "height": "14em"})
     back, onward, last, *begins = (widgets.Button(description=name, layout={"width": "auto"})
                                    for name in ("◀ previous", "next ▶", "yours", *presets))
@@ -445,16 +468,10 @@ def playground(recorded, presets=PRESETS):
         button.on_click(act)
     last.disabled = True
     puzzle.value = next((write_puzzle(*its) for _, *its in presets.values()), TELLING[0])
-    key, across = f"playground-{box.model_id[:8]}", {"flex_flow": "row wrap"}
+    across = {"flex_flow": "row wrap"}
     left = widgets.VBox([widgets.HBox([puzzle, choice]), box, widgets.HBox([back, onward, last]),
                          *sliders], layout={"flex": "1 1 26em"})
-    live = widgets.VBox([
-        widgets.HTML(f"<style>.{key} {{ display: none }}</style>{TRY}"),
-        widgets.HBox([widgets.HTML("Start from:" * bool(begins)), *begins], layout=across),
-        widgets.HBox([left, verdict], layout=across), group], _dom_classes=[f"{key}-live"])
-    still = STILL.replace("KEY", key).replace("FIRST", verdict.value + group.value)
-    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
-    bundles = {"text/html": still}, {"application/vnd.jupyter.widget-view+json": view}
-    live._ipython_display_ = lambda: [display(bundle | {"text/plain": ""}, raw=True)
-                                      for bundle in bundles]  # ipywidgets 7 and 8
-    return live
+    starts = widgets.HBox([widgets.HTML("Start from:" * bool(begins)), *begins], layout=across)
+    return live_view("The playground", TRY, [
+        starts, widgets.HBox([left, verdict], layout=across), group],
+        verdict.value + group.value, SLIDERS)

@@ -1,6 +1,7 @@
 """A JupyterLab of the tests' own, and the machine's browser to look at it with."""
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -84,3 +85,18 @@ def browser():
             "--disable-component-update", "--disable-sync"])
         yield chromium
         chromium.close()
+
+
+def run_all(page):
+    """Run all cells of the notebook that a page shows, by the menu."""
+    page.get_by_text("| Idle").first.wait_for()  # what runs before that may be lost
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
+
+
+def choose_theme(page, name):
+    """Choose JupyterLab's theme "Light" or "Dark", by the menu."""
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    page.get_by_text("Theme", exact=True).first.hover()
+    page.get_by_text(f"JupyterLab {name}", exact=True).first.click()
+    page.locator(f"body[data-jp-theme-name='JupyterLab {name}']").wait_for(state="attached")

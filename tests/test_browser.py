@@ -1,4 +1,4 @@
-"""The playground in JupyterLab in a real browser: typed into, stepped through, and attacked.
+"""The playground and the talk in JupyterLab in a real browser: typed into, read, and attacked.
 
 The test starts its own JupyterLab and drives the machine's Chromium or Chrome with Playwright, in
 the window of a small laptop. To take the README's picture again:
@@ -15,7 +15,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browsing import PATIENCE, browser, jupyterlab, needs_browser, playwright
+from browsing import (
+    PATIENCE,
+    browser,
+    choose_theme,
+    jupyterlab,
+    needs_browser,
+    playwright,
+    run_all,
+)
 
 from helpers import playground as pg
 from helpers.paths import ROOT
@@ -37,6 +45,18 @@ ODD = {  # completion: what the page then has to say
 }
 
 
+TALK = """import torch
+from helpers import profiles
+from helpers.models import load_model
+from helpers.talk import talk
+
+torch.set_num_threads(1)
+(before, tokenizer), (model, _) = load_model(profiles.CPU), load_model(profiles.CPU)
+with torch.no_grad():  # as if it had been trained
+    model.model.layers[2].mlp.down_proj.weight *= 1.5
+talk(model, tokenizer, profiles.CPU, before=before)"""
+
+
 def live_cells():
     """Return notebook 03's set-up cell and the one that opens the playground."""
     book = nbformat.read(ROOT / "notebooks" / "03_build_the_rewards.ipynb", as_version=4)
@@ -50,11 +70,12 @@ def live_cells():
 def lab(tmp_path_factory):
     """JupyterLab on a free port, with settings and folders of its own; its books, and addresses."""
     folder = tmp_path_factory.mktemp("lab")
-    book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in live_cells()],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     (folder / "books").mkdir()
-    nbformat.write(book, folder / "books" / "playground.ipynb")
+    for name, sources in (("playground", live_cells()), ("talk", [live_cells()[0], TALK])):
+        book = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in sources],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        nbformat.write(book, folder / "books" / f"{name}.ipynb")
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder / 'books'}"]
     with jupyterlab(command, folder, env={"PYTHONPATH": str(ROOT)}) as (address, token):
         yield folder / "books", lambda name: f"{address}/lab/tree/{name}?token={token}&reset"
@@ -137,13 +158,6 @@ class Page:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.live.screenshot(path=Path(folder) / f"{name}.png")
 
-    def theme(self, name):
-        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
-        self.page.get_by_text("Theme", exact=True).first.hover()
-        self.page.get_by_text(f"JupyterLab {name}", exact=True).first.click()
-        self.page.locator(f"body[data-jp-theme-name='JupyterLab {name}']").wait_for(
-            state="attached")
-
     def nothing_went_wrong(self):
         assert self.page.evaluate("window.ran") is None
         assert self.page.locator(
@@ -162,9 +176,7 @@ def opened(lab):
         asked = []
         page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
         page.goto(lab[1]("playground.ipynb"))
-        page.get_by_text("| Idle").first.wait_for()  # what runs before that may be lost
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name=re.compile("^Run All Cells")).first.click()
+        run_all(page)
         page.locator(f"{LIVE} [data-score]").first.wait_for()
         yield Page(page)
         assert asked == []
@@ -294,7 +306,7 @@ def test_it_fits_a_laptops_window_and_nothing_moves(page, text):
 
 @pytest.mark.parametrize("theme", ["Dark", "Light"])
 def test_every_word_can_be_read(page, theme):
-    page.theme(theme)
+    choose_theme(page.page, theme)
     page.puzzle.fill(pg.TELLING[0])
     page.expect_text(pg.RIGHT)
     page.box.fill("Well: " + pg.RIGHT.replace("11 = 44<", "11 * 7 = 44 = 4<"))
@@ -305,32 +317,39 @@ def test_every_word_can_be_read(page, theme):
     assert [pair for pair in found if pair[1] < 4.5] == []
 
 
+def reopened(page, lab, name, trusted=True):
+    """Save a notebook and open it in another page, which has no kernel of its own: that page."""
+    books, address = lab
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_text("Save Notebook", exact=True).click()
+    for _ in range(300):
+        book = json.loads((books / f"{name}.ipynb").read_text(encoding="utf-8"))
+        if book["cells"][-1]["outputs"]:
+            break
+        page.wait_for_timeout(100)
+    book["cells"] += [] if trusted else [nbformat.v4.new_markdown_cell("not signed")]
+    (books / f"{name}-{trusted}.ipynb").write_text(json.dumps(book), encoding="utf-8")
+    other = page.context.browser.new_page()
+    other.set_default_timeout(PATIENCE)
+    other.goto(address(f"{name}-{trusted}.ipynb"))
+    other.get_by_text("at its start; run this cell").wait_for()
+    other.get_by_text("| Idle").first.wait_for()
+    other.wait_for_timeout(2000)  # by then the widgets are given up
+    error = other.get_by_text("Error displaying widget")
+    assert error.count() == trusted
+    playwright.expect(error).to_be_hidden()
+    assert "VBox(" not in other.locator(".jp-Cell-outputArea").last.inner_text()
+    return other
+
+
 @pytest.mark.parametrize("trusted", [True, False])
 def test_without_its_kernel_a_page_shows_the_start(opened, lab, trusted):
     """Reopened by who ran it, and opened by somebody else, for whom scripts and styles go."""
-    books, address = lab
-    opened.page.get_by_role("menuitem", name="File", exact=True).click()
-    opened.page.get_by_text("Save Notebook", exact=True).click()
-    for _ in range(300):
-        book = json.loads((books / "playground.ipynb").read_text(encoding="utf-8"))
-        if book["cells"][-1]["outputs"]:
-            break
-        opened.page.wait_for_timeout(100)
-    book["cells"] += [] if trusted else [nbformat.v4.new_markdown_cell("not signed")]
-    (books / f"{trusted}.ipynb").write_text(json.dumps(book), encoding="utf-8")
     playwright.expect(opened.page.get_by_text("The playground at its start")).to_be_hidden()
-    page = opened.page.context.browser.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(address(f"{trusted}.ipynb"))
-    page.get_by_text("The playground at its start").wait_for()
-    page.get_by_text("| Idle").first.wait_for()
-    page.wait_for_timeout(2000)  # by then the widgets are given up
+    page = reopened(opened.page, lab, "playground", trusted)
     output = page.locator(".jp-Cell-outputArea").last.inner_text()
+    assert "The playground at its start" in output
     assert "12c - 8a" in output and "equation reward 1.0 of 1.0" in output and "sample 5" in output
-    assert "VBox(" not in output
-    error = page.get_by_text("Error displaying widget")
-    assert error.count() == trusted
-    playwright.expect(error).to_be_hidden()
     page.close()
 
 
@@ -364,3 +383,73 @@ def test_odd_puzzles_get_a_message(page, text):
     playwright.expect(page.live.locator("[data-score]")).to_have_count(0)
     page.puzzle.fill(PUZZLE)
     page.expect_scores("0.0", "0.0")
+
+
+@pytest.fixture(scope="module")
+def talking(opened, lab):
+    """The talk with a model, in a notebook of its own, and what is live in it."""
+    page = opened.page.context.browser.new_page(viewport={"width": 1366, "height": 768})
+    page.set_default_timeout(PATIENCE)
+    page.goto(lab[1]("talk.ipynb"))
+    run_all(page)
+    live = page.locator(LIVE)
+    live.locator("[data-part=column]").first.wait_for()
+    yield page, live
+    assert page.evaluate("window.ran") is None
+    page.close()
+
+
+def test_it_talks(talking):
+    _, live = talking
+    columns = live.locator("[data-part=column]")
+    puzzle = live.get_by_role("textbox", name="puzzle", exact=True)
+    playwright.expect(columns).to_contain_text([
+        re.compile(f"^{stage} training: [0-8] of 8 right") for stage in ("before", "after")])
+    parts = columns.nth(1).locator("details")
+    assert parts.count() == 9  # eight completions, and the table
+    playwright.expect(parts.nth(7).locator("pre")).to_be_hidden()
+    parts.nth(7).locator("summary").click()
+    playwright.expect(parts.nth(7).locator("pre [data-part=tag]").first).to_be_visible()
+    parts.last.locator("summary").click()
+    playwright.expect(parts.last.locator("tbody tr")).to_have_count(8)
+    first = columns.all_inner_texts()
+
+    puzzle.fill(f"145, 2 -> 12{EVIL}")
+    puzzle.press("Enter")
+    playwright.expect(live.locator("[data-part=message]")).to_contain_text(["Write a puzzle"])
+    puzzle.fill("145, 2 -> 12")
+    puzzle.press("Enter")
+    playwright.expect(live.locator("[data-part=message]").first).to_contain_text("no token for 145")
+    assert columns.all_inner_texts() == first
+
+    puzzle.fill("12, 2, 3 -> 18")
+    live.get_by_role("button", name="Ask", exact=True).click()
+    playwright.expect(live.get_by_role("button", name="writing ...")).to_be_disabled()
+    playwright.expect(live).to_contain_text("the puzzle 12, 2, 3 -> 18")
+    second = columns.all_inner_texts()
+    puzzle.press("Enter")  # again, for other completions
+    playwright.expect(live.get_by_role("button", name="writing ...")).to_be_visible()
+    playwright.expect(live.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+    assert columns.all_inner_texts() not in (first, second)
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])
+def test_the_talk_can_be_read_and_fits_a_laptops_window(talking, theme):
+    page, live = talking
+    choose_theme(page, theme)
+    live.locator("details").evaluate_all("parts => parts.forEach(part => part.open = true)")
+    found = live.evaluate(CONTRASTS)
+    assert {"puzzle", "Ask", "<think>", "the group as a table"} <= {word for word, _ in found}
+    assert [pair for pair in found if pair[1] < 4.5] == []
+    assert live.evaluate("live => live.scrollWidth <= live.clientWidth")
+    left, right = [column.bounding_box() for column in live.locator("[data-part=column]").all()]
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_without_its_kernel_the_first_two_groups_are_shown(talking, lab, trusted):
+    page = reopened(talking[0], lab, "talk", trusted)
+    output = page.locator(".jp-Cell-outputArea").last.inner_text()
+    assert f"the puzzle {pg.TELLING[0]}" in output
+    assert output.count("of 8 right") == 2 and "equation reward" in output
+    page.close()

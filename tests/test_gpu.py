@@ -54,6 +54,8 @@ assert all(torch.equal(weight, adapter[name]) for name, weight in model.named_pa
 again = sample_completions(model, tokenizer, profile, puzzles, temperature=0)
 assert (again["completion"] != before["completion"]).mean() > 0.5, "vLLM kept the base model"
 assert (again["completion"] == after["completion"]).mean() > 0.5, "vLLM kept the check's noise"
+off = sample_completions(model, tokenizer, profile, puzzles, temperature=0, adapter=False)
+assert (off["completion"] == before["completion"]).mean() > 0.5, "the adapter was not switched off"
 model.load_lora = lambda *arguments, **options: None  # vLLM now samples from the base model
 try:
     check_adapter_used(model, tokenizer, profile, puzzles)
