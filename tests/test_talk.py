@@ -23,12 +23,12 @@ SHORT = replace(profiles.CPU, max_completion_length=40)  # many are cut off, som
 ORDER = [11, 4, 8]  # as typed, not sorted
 
 
-def noisy(model, name=""):
-    """Change weights, so that the model writes something else."""
+def noisy(model, name, size=0.1):
+    """Change the weights of a name, so that the model writes something else."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for weight in (weight for key, weight in model.named_parameters() if name in key):
-            weight += 0.1 * torch.randn_like(weight)
+            weight += size * torch.randn_like(weight)
     return model
 
 
@@ -45,9 +45,9 @@ def trained():
 @pytest.fixture
 def adapted(before):
     """A model under LoRA, as after training."""
-    model = get_peft_model(load_model(profiles.CPU)[0], LoraConfig(
-        **lora_settings(4), task_type="CAUSAL_LM"))
-    return noisy(model, "lora_B").train()
+    config = LoraConfig(**lora_settings(4), task_type="CAUSAL_LM")
+    model = get_peft_model(load_model(profiles.CPU)[0], config)
+    return noisy(noisy(model, "lora_A"), "lora_B", 0.3).train()
 
 
 def group_of(model, tokenizer, nums, target, seed, **options):
