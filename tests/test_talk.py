@@ -145,10 +145,11 @@ def test_vllm_is_given_the_adapter_or_none(before, monkeypatch):
 
     model = types.SimpleNamespace(load_lora=lambda *_, **__: "now", fast_generate=fast_generate,
                                   disable_adapter=None)
-    profile = replace(SHORT, uses_vllm=True, max_num_seqs=5)
+    profile = replace(SHORT, uses_vllm=True, max_num_seqs=5, format_weight=0.25)
     conversation = Driven(talk(model, before[1], profile))
     assert asked == [(5, None), (3, None), (5, "now"), (3, "now")]
-    assert conversation.page.value.count("&lt;think&gt;</b>") > 8
+    assert "Advantages are of 0.25 × format + equation" in conversation.page.value
+    assert conversation.page.value.count("&lt;think&gt;</b>") >= 16  # the token that it was given
     evaluation.sample_completions(model, before[1], profile, pd.DataFrame(
         {"nums": [ORDER], "target": 12}), 0.0)
     assert asked[4:] == [(1, "now")]
@@ -199,8 +200,13 @@ def test_what_cannot_be_asked_is_said_and_not_asked(open_talk, trained, text, sa
     with trained.register_forward_pre_hook(lambda *_: asked.append(1)):
         open_talk.enter(text)
     assert says in open_talk.note and open_talk.page.value == page and not asked
-    open_talk.enter("4, 11, 8, 2 -> 144")  # the largest that it takes
-    assert open_talk.note == "" and "4, 11, 8, 2 -&gt; 144" in open_talk.page.value
+
+
+def test_the_largest_puzzle_is_asked(before):
+    asked = "4, 11, 8, 2 -> 144", before[1]
+    assert checked_puzzle(*asked, replace(SHORT, max_prompt_length=15)) == ([4, 11, 8, 2], 144)
+    with pytest.raises(ValueError, match="15 tokens, .* at most 14"):
+        checked_puzzle(*asked, replace(SHORT, max_prompt_length=14))
 
 
 def test_a_tokenizer_without_an_unknown_token_takes_every_number(before):
@@ -232,17 +238,18 @@ def test_there_has_to_be_something_to_compare_with(before):
 
 def test_each_completion_carries_its_advantage_and_rewards_and_is_text():
     words = f"<think></think>\n<answer>{EVIL}</answer>"  # format 0.1, equation 0
-    page = render_answer({"one": [GOOD, words, GOOD], "two": [GOOD] * 3}, [4, 11, 8], 12, 0.5)
+    wrong = "<think></think>\n<answer>4 = 12</answer>"  # format 1, equation 0
+    page = render_answer({"one": [GOOD, words, wrong], "two": [wrong] * 3}, [4, 11, 8], 12, 0.1)
     found = re.findall(r'<summary style="([^"]*)">(\d: advantage (\S+), format \S+, equation \S+),',
                        page)
-    gains = pg.advantages([1.5, 0.05, 1.5])
+    gains = pg.advantages([1.1, 0.01, 0.1])
     assert [words for _, words, _ in found[:3]] == [
         f"{i}: advantage {gain:+.2f}, format {form:.1f}, equation {right:.1f}" for i, gain, form,
-        right in zip((1, 2, 3), gains, (1, 0.1, 1), (1, 0, 1), strict=True)]
+        right in zip((1, 2, 3), gains, (1, 0.1, 1), (1, 0, 0), strict=True)]
     assert [gain for *_, gain in found[3:]] == ["+0.00"] * 3
     hues = [re.findall(r"hsl\((\d+),", style) for style, *_ in found]
-    assert hues == [["205"], ["30"], ["205"], [], [], []]  # blue, orange, blue; none
-    assert "two: 3 of 3 right; every advantage is 0" in page and "one: 2 of 3 right</b>" in page
+    assert hues == [["205"], ["30"], ["30"], [], [], []]  # blue, orange, orange; none
+    assert "two: 0 of 3 right; every advantage is 0" in page and "one: 1 of 3 right</b>" in page
     parsed = Page(page)
     assert parsed.elements <= ELEMENTS | {"details", "summary"}
     assert parsed.attributes <= ATTRIBUTES | {"open"}
