@@ -55,7 +55,7 @@ test-oldest: $(STAMP)  ## with the oldest versions that pyproject.toml allows: w
 		--no-header --no-annotate -o $(OLDEST).txt
 	@$(MAKE) --no-print-directory VENV=$(OLDEST) PINS=$(OLDEST).txt $(OLDEST)/.installed
 	@$(TEST_ENV) $(OLDEST)/bin/python -m pytest $(patsubst %,tests/test_%.py,arithmetic dataset \
-		evaluation exercises intervals mistakes paths playground plots preflight profiles prompts \
+		evaluation exercises forecast intervals paths playground plots preflight profiles prompts \
 		puzzles rewards runs solver)
 	@$(TEST_ENV) $(OLDEST)/bin/python -m pytest --nbval-lax --nbval-current-env notebooks/0[123]*.ipynb
 

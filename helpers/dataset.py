@@ -6,6 +6,7 @@ The public set stays on the Hub; what the repository ships was made by lab/puzzl
 import hashlib
 import math
 import os
+import re
 import urllib.error
 import urllib.request
 from contextlib import suppress
@@ -28,6 +29,7 @@ SHA256 = "a1b37bea0f439c858b11b908daa682e521f13f9592f1866b08650f58b730d126"
 ROWS = 490_364
 PARTS = ("train", "validation", "test")
 SHIPPED = ("cpu", "3to4")
+FEWEST = 10  # sets of numbers in a file of one's own
 LOCAL = DATA / "Countdown-Tasks-3to4.parquet"  # the public set's file, for those who have it
 _OTHERWISE = 'set COUNTDOWN_DATA to "shipped" or to a local Parquet file to do without the Hub'
 
@@ -154,9 +156,8 @@ def download_public():
 
 def unlike_public(path):
     """How a file differs from the known public set: "" where it does not."""
-    data = Path(path).read_bytes()
-    known = hashlib.sha256(data).hexdigest() == SHA256
-    return "" if known else f"{len(data):,} bytes, another checksum"
+    known = _checksum(path) == SHA256
+    return "" if known else f"{Path(path).stat().st_size:,} bytes, another checksum"
 
 
 def load_puzzles(source=None):
@@ -227,6 +228,10 @@ def _refuse_url(text):
         raise ValueError(f"{text!r} is a URL: download the file first, and give its path")
 
 
+def _checksum(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def _own_file(given):
     _refuse_url(given)
     return given_path(given) if isinstance(given, str) else Path(given).expanduser().resolve()
@@ -247,7 +252,8 @@ def load_split(name, part):
     name : str or path
         A shipped set, "cpu" (all puzzles of three numbers 1 to 12, targets 1 to 60) or "3to4"
         (three and four numbers 1 to 99, targets 10 to 100); "public", from the file `LOCAL` or
-        else the Hub; or a Parquet file. Parts that were split are kept in runs/puzzles.
+        else the Hub; or a Parquet file, perhaps with ``#`` and the first 16 digits of its SHA-256:
+        then no other will do. Parts that were split are kept in runs/puzzles.
     part : str
         One of its `PARTS`.
 
@@ -266,16 +272,24 @@ def load_split(name, part):
         return validate(read_table(DATA / file, f"data/{file}"), f"data/{file}")
     if part not in PARTS:
         raise ValueError(f"no part is called {part!r}; choose one of {', '.join(PARTS)}")
-    path, known = (LOCAL, SHA256) if name == "public" else (_own_file(name), "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else known
-    if known and digest != known:
-        raise ValueError(f"{show(LOCAL)} is not the known public set: delete or rename it, and the "
-                         "Hub's is taken; or give its path, to train on it as it is")
+    marked = re.fullmatch("(.+)#([0-9a-f]{16})", str(name))  # as `puzzles_for` returns it
+    path = LOCAL if name == "public" else _own_file(marked[1] if marked else name)
+    digest = _checksum(path) if path.is_file() else ""
+    if name == "public":
+        if digest not in ("", SHA256):
+            raise ValueError(f"{show(LOCAL)} is not the known public set: delete or rename it, and "
+                             "the Hub's is taken; or give its path, to train on it as it is")
+        digest = SHA256
+    key = marked[2] if marked else digest[:16]
     folder = RUNS / "puzzles"  # "split1" is the way to split: another way needs another name
-    files = {each: folder / f"split1-{digest[:16]}-{each}.parquet" for each in PARTS}
+    files = {each: folder / f"split1-{key}-{each}.parquet" for each in PARTS}
     with suppress(pa.ArrowException, OSError):  # not there yet, or damaged
         return pd.DataFrame(pq.read_table(files[part]).to_pydict())
-    if known and not path.is_file():
+    if key != digest[:16]:
+        raise FileNotFoundError(f"{path} is not the file that this run was trained on (checksum "
+                                f"{key}), and its parts are not in {show(folder)}: put it back "
+                                "there, or train anew on what is there now, under another name")
+    if name == "public" and not path.is_file():
         path = download_public()
         if different := unlike_public(path):
             raise OSError(f"the Hub gave another file: {different}")
@@ -302,9 +316,9 @@ def _split(puzzles, where, public):
     ours = {part: load_split("3to4", part)["nums"].map(key) if public else () for part in PARTS}
     sizes = rows.groupby("key").size()
     free = sizes.drop([each for part in PARTS for each in ours[part]], errors="ignore")
-    if len(free) < len(PARTS):
+    if len(free) < FEWEST:  # two test sets: an interval needs them
         raise ValueError(f"{where} holds {len(free)} different sets of numbers, too few for train, "
-                         "validation and test: give at least 3, better 100 or more")
+                         f"validation and test: give at least {FEWEST}, better 100 or more")
     count, part_of = len(free), pd.Series("train", sizes.index)
     part_of[sizes.index.isin(ours["test"])] = "none"
     for part, most, share in (("test", 1000, 5), ("validation", 500, 10)):
@@ -317,6 +331,8 @@ def _split(puzzles, where, public):
 
 def puzzles_for(profile, asked="auto"):
     """Return what to put into a profile's `puzzles`: a name for `load_split`, once it was tried.
+
+    A file of one's own is named with its checksum, so that a run knows it if it changes.
 
     Parameters
     ----------
@@ -335,7 +351,7 @@ def puzzles_for(profile, asked="auto"):
     word, default = str(asked).strip().lower() or "auto", "3to4" if profile.needs_gpu else "cpu"
     shipped = profile.puzzles if profile.puzzles in SHIPPED else default
     ours = os.environ.get("COUNTDOWN_DATA", "").strip().lower() == "shipped"
-    if word == "shipped" or word == "auto" and (ours or profile.name != "a100"):
+    if word in ("shipped", shipped) or word == "auto" and (ours or profile.name != "a100"):
         return shipped
     name = "public" if word in ("auto", "public", "hub") else str(_own_file(asked))
     most = 0 if profile.needs_gpu else profile.cold_start.max_value  # the tiny model's last word
@@ -359,4 +375,4 @@ def puzzles_for(profile, asked="auto"):
         return shipped
     if most and (rows["nums"].map(max).max() > math.isqrt(most) or rows["target"].max() > most):
         raise ValueError(unread)
-    return name
+    return name if name == "public" else f"{name}#{_checksum(name)[:16]}"

@@ -121,6 +121,7 @@ def load_model(profile, folder=None, seed=0, lora=None, **options):
         # float32: processors without native bfloat16 are many times slower in it
         return (AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
                 AutoTokenizer.from_pretrained(folder))
+    check_memory(profile)
     from unsloth import FastLanguageModel  # before trl and transformers: it patches both
 
     lora = lora or lora_settings(profile.lora_rank)
@@ -133,6 +134,25 @@ def load_model(profile, folder=None, seed=0, lora=None, **options):
         model, **lora, random_state=seed,
         use_gradient_checkpointing="unsloth" if profile.gradient_checkpointing else False)
     return model, tokenizer
+
+
+def check_memory(profile):
+    """Refuse to load a model where another process, such as notebook 04's kernel, has the card.
+
+    Raises
+    ------
+    RuntimeError
+        If less is free than vLLM and the first layers of the policy take; it names who holds it.
+    """
+    import torch
+
+    from helpers.preflight import holders
+
+    free, needed = torch.cuda.mem_get_info()[0] / 2**30, profile.vllm_gib + 2
+    if free < needed:
+        raise RuntimeError(f"{free:.1f} GiB of this GPU are free, and loading the model takes "
+                           f"{needed:g}. It is held by {holders()}: shut that down (Kernel > Shut "
+                           "Down Kernel; your run is on the disk), then run this cell again")
 
 
 def vllm_options(profile):

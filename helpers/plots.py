@@ -15,7 +15,7 @@ PANELS = {
 SHARES = {"equation_reward", "format_reward", "truncated", "zero_spread_groups", "clip_ratio"}
 
 
-def training_curves(runs, panels=PANELS, window=10, steps=None):
+def training_curves(runs, panels=PANELS, window=10, steps=None, held_out=None):
     """Draw training metrics by step, a line a run: raw values faint, running means strong.
 
     Parameters
@@ -28,6 +28,9 @@ def training_curves(runs, panels=PANELS, window=10, steps=None):
         Steps in the running mean.
     steps : int, optional
         Where the axis of steps ends; with the longest run if not given.
+    held_out : pandas.DataFrame, optional
+        Success on held-out puzzles by step, as `helpers.evaluation.success` returns it: points
+        with their intervals beside the share of right equations.
     """
     import matplotlib.pyplot as plt
 
@@ -43,6 +46,11 @@ def training_curves(runs, panels=PANELS, window=10, steps=None):
             axis.plot(table[metric], color=color, alpha=0.25, linewidth=0.8)
             smooth = table[metric].rolling(window, min_periods=1).mean()
             axis.plot(smooth, color=color, label=name, linestyle=dashes)
+        if metric == "equation_reward" and held_out is not None:
+            rate, errors = held_out["rate"], abs(held_out[["low", "high"]].T - held_out["rate"])
+            axis.errorbar(held_out.index, rate, errors, fmt="o", color="C1", clip_on=False,
+                          label=f"held out, {held_out['n'].iloc[0]} puzzles")
+            axis.legend(fontsize=9)
         axis.set_xlabel("step")
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)

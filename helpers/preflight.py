@@ -3,17 +3,18 @@
 Every check gives one line: ``OK``, ``SKIP``, or ``FAIL`` with the remedy after an arrow.
 """
 
+import importlib
 import importlib.util
-import json
 import os
-import statistics
 import sys
 import urllib.request
+from contextlib import suppress
 from importlib import metadata
 
-from helpers.paths import DATA, RUNS, show
-from helpers.profiles import CAPABILITY_NEEDED, PROFILES, NoGPU, choose, differences
-from helpers.runs import DISK_MIB, find_runs, probe, read_rows
+from helpers.forecast import card_limits, forecast
+from helpers.paths import RUNS, show
+from helpers.profiles import CAPABILITY_NEEDED, PROFILES, NoGPU, choose
+from helpers.runs import DISK_MIB, probe
 from set_up import DRIVER, PYTHON, try_imports
 
 PROJECT = "countdown-grpo"
@@ -151,11 +152,36 @@ def _gpu(profile):
     free, total = (amount / GIB for amount in cuda.mem_get_info())
     needed = max(profile.min_gpu_gib, profile.roomy_gib)
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
+    who = "" if free >= needed else holders()
     smaller = ("take smaller micro-batches: dataclasses.replace(profile, micro_batch="
                f"{profile.micro_batch // 4}, roomy_gib=0)")
-    yield _check(free >= needed, line, "restart this kernel if it has loaded a model, stop "
-                 "others that hold the GPU, or "
+    yield _check(free >= needed, line, "it is held by this kernel, which has loaded a model: go on "
+                 "with that, or restart the kernel" if "this kernel" in who else
+                 f"it is held by {who}: shut that down (Kernel > Shut Down Kernel), or "
                  + (smaller if free >= profile.min_gpu_gib else "use a smaller profile"))
+
+
+def holders():
+    """Return who holds memory of this GPU, as text: a notebook's kernel by the notebook's name."""
+    import psutil
+    import pynvml
+
+    found = []
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        # torch counts the cards that CUDA_VISIBLE_DEVICES leaves; NVML counts all
+        first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
+        card = (pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit()
+                else pynvml.nvmlDeviceGetHandleByUUID(first))
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+            name = f"process {process.pid}"
+            with suppress(psutil.Error):  # another user's, or of another container
+                notebook = psutil.Process(process.pid).environ().get("JPY_SESSION_NAME")
+                name = f"the kernel of {os.path.basename(notebook)}" if notebook else name
+            name = "this kernel" if process.pid == os.getpid() else name
+            held = process.usedGpuMemory
+            found.append(name + (f" ({held / GIB:.1f} GiB)" if held else ""))
+    return ", ".join(found) or "nobody that the driver names"
 
 
 def _hub(profile):
@@ -195,7 +221,16 @@ def _installed(profile):
         yield _torch_build()
 
 
-def _results(profile):
+def _tracker(name):
+    module = {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return "FAIL", f"tracker: {name} is not installed", f"pip install {name}, or choose none"
+    return "OK", f"tracker {name}", ""
+
+
+def _results(profile, tracker="none"):
     (version, (oldest, newest)) = tuple(sys.version_info[:3]), PYTHON
     yield _check(oldest <= version[:2] <= newest, f"Python {_text(version)}",
                  f"make the environment with Python {_text(oldest)} to {_text(newest)}")
@@ -205,6 +240,8 @@ def _results(profile):
         right = right and found[0] == "OK"
     yield _imports(profile) if right else (
         "SKIP", "imports: not tried until driver and packages are right", "")
+    if tracker != "none":
+        yield _tracker(tracker)
     yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
     yield _memory(8 if profile.needs_gpu else 2)
     if not profile.needs_gpu:
@@ -215,47 +252,15 @@ def _results(profile):
     yield _hub(profile)
 
 
-def forecast(profile):
-    """Return a line on how long a profile trains and what memory it takes, from recorded runs.
-
-    Time comes from data/reference_runs, or, where there is none, from the steps timed in
-    data/benchmarks; memory of a GPU from the latter.
-    """
-    costly = {"group_size", "prompts_per_step", "micro_batch", "max_completion_length", "uses_vllm",
-              "quantisation", "lora_rank", "standby", "gradient_checkpointing"}
-
-    def alike(path):  # else it took another time and another memory
-        saved = json.loads(path.read_text())
-        return saved if not costly & set(differences(profile, saved["profile"])) else None
-
-    runs = {run: saved for run in find_runs(profile.name) if (saved := alike(run / "config.json"))}
-    path = DATA / "benchmarks" / f"{profile.name}-unsloth.json"
-    timed = alike(path) if path.exists() else None
-    if runs:
-        rows = [read_rows(run / "metrics.jsonl") for run in runs]
-        seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
-        hardware = " or ".join(dict.fromkeys(saved["hardware"] for saved in runs.values()))
-        source = f"{len(runs)} recorded runs"
-    elif timed:
-        seconds, hardware = timed["step_seconds"], timed["hardware"]
-        source = f"from {timed['steps_counted']} timed steps; no whole run was recorded"
-    else:
-        return f"no run of profile {profile.name} as it is here was recorded: its time is not known"
-    minutes = profile.steps * seconds / 60
-    length = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-    line = f"{profile.steps} steps take about {length} on {hardware} ({source})"
-    if timed:
-        line += f"; GPU memory {timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak"
-    return line
-
-
-def preflight(profile):
+def preflight(profile, tracker="none"):
     """Print a line for everything a profile needs, and stop where something is missing.
 
     Parameters
     ----------
     profile : helpers.profiles.Profile
         What is going to be run (its ``name``, ``needs_gpu``, ``uses_vllm``, ``min_gpu_gib``).
+    tracker : str, optional
+        Where metrics go besides the run's folder, as ``report_to`` of trl names it.
 
     Raises
     ------
@@ -264,10 +269,11 @@ def preflight(profile):
     """
     print(f"Preflight for profile {profile.name}")
     failed = 0
-    for status, line, remedy in _results(profile):
+    for status, line, remedy in _results(profile, tracker):
         failed += status == "FAIL"
         print(f"{status:4} {line}" + (f" -> {remedy}" if remedy else ""))
-    print(f"Forecast: {forecast(profile)}")
+    card = card_limits() if profile.needs_gpu and not failed else None
+    print(f"Forecast: {forecast(profile, card)}")
     if failed:
         raise RuntimeError(f"{failed} of the checks above failed: follow the arrows, then run "
                            "this again")

@@ -39,7 +39,7 @@ class Profile:
     name: str = "cpu"
     model: str = "data/cold_start/cpu"  # a Hub name, or a folder of this repository
     revision: str | None = None  # the Hub's commit
-    puzzles: str = "cpu"  # data/puzzles/<puzzles>-{train,validation,test}.parquet
+    puzzles: str = "cpu"  # "cpu", "3to4", "public" or a file: `helpers.dataset.load_split`
     cold_start: ColdStart | None = ColdStart()
     quantisation: str | None = None  # "nf4": 4-bit weights under LoRA
     lora_rank: int = 0  # 0: every weight is trained
@@ -59,8 +59,9 @@ class Profile:
     max_num_seqs: int = 0  # completions that vLLM writes at the same time
     gradient_checkpointing: bool = False  # True: less memory, a second forward pass
     measured_on: str = "measured on 2 CPU cores: data/reference_runs/cpu-seed*"
-    roomy_gib: float = 0.0  # on a GPU with less, micro-batches are a quarter of micro_batch
+    roomy_gib: float = 0.0  # on a GPU with less, micro-batches are smaller: see `choose`
     standby: bool = False  # vLLM gives its memory back while the policy trains
+    smoke_steps: int = 0  # of a first, short training that only shows that all works: notebook 04
     format_weight: float = 1.0  # of the format reward, beside 1 for the equation reward
     temperature: float = 1.0
     loss_type: str = "dapo"
@@ -86,11 +87,13 @@ class Profile:
     def describe(self):
         """Print the batch arithmetic and the settings that matter in training."""
         weights = f"LoRA rank {self.lora_rank}" if self.lora_rank else "all trained"
+        smoke = " (a smoke run: it shows that all works)" * (self.steps <= self.smoke_steps)
         print(f"profile {self.name}: {self.model}\n  {self.prompts_per_step} prompts x "
               f"{self.group_size} completions = {self.completions_per_step} completions a step, in "
               f"{self.accumulation_steps} pass(es) of {self.micro_batch}\n"
-              f"  {self.steps} steps at learning rate {self.learning_rate:g}, completions of at "
-              f"most {self.max_completion_length} tokens, checkpoint every {self.save_every} steps"
+              f"  {self.steps} steps{smoke} at learning rate {self.learning_rate:g}, completions "
+              f"of at most {self.max_completion_length} tokens, checkpoint every "
+              f"{self.save_every} steps"
               f"\n  weights: {self.quantisation or 'full precision'}, {weights}; sampling: "
               f"{'vLLM' if self.uses_vllm else 'transformers'}\n  {self.measured_on}")
 
@@ -107,19 +110,19 @@ SMOLLM2 = Profile(
                          max_value=999, lora_rank=64),
     prompts_per_step=16, micro_batch=32, warmup_steps=5, steps=65, save_every=25,
     max_prompt_length=256, max_completion_length=640, mask_truncated=True,
-    format_weight=0.0,  # the cold start taught the form; notebook 04, section 9
+    format_weight=0.0,  # the cold start taught the form; notebook 04, section 10
     uses_vllm=True, min_gpu_gib=14.0, vllm_gib=8.0, max_num_seqs=320,
     roomy_gib=28.0,  # the whole GPU's peak was 26.4 GiB: data/benchmarks/smollm2-unsloth.json
     measured_on="measured on H100s: data/reference_runs/smollm2-*")
 
-A100 = Profile(
+A100 = Profile(  # where the values come from: docs/gpu.md, "The recipe for Qwen2.5-3B-Instruct"
     name="a100", model="Qwen/Qwen2.5-3B-Instruct", puzzles="3to4",
     revision="aa8e72537993ba99e69dfaafa59ed015b17504d1", quantisation="nf4", lora_rank=32,
     cold_start=None,  # an instruct model is meant to start without; not tried
-    group_size=8, micro_batch=8, learning_rate=1e-5, warmup_steps=20, steps=500, save_every=25,
-    max_prompt_length=256, max_completion_length=1024,
-    mask_truncated=True,  # as DAPO has it; whether it lengthens completions here was not tried
-    uses_vllm=True, min_gpu_gib=38.0, vllm_gib=10.0, max_num_seqs=64, gradient_checkpointing=True,
+    group_size=8, micro_batch=8, learning_rate=2e-5, warmup_steps=10, steps=150, save_every=10,
+    smoke_steps=20, max_prompt_length=256, max_completion_length=1024, format_weight=0.1,
+    uses_vllm=True, min_gpu_gib=21.0, roomy_gib=38.0, vllm_gib=10.0, max_num_seqs=64,
+    gradient_checkpointing=True,
     measured_on="steps timed with random weights on an H100 (data/benchmarks); Qwen2.5-3B's own "
                 "were not at hand: learning is not measured")
 
@@ -127,28 +130,36 @@ PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
 settings = asdict  # of a profile: the plain dict that a run's config.json holds
 
 
-def choose(name=None):
+def choose(name=None, bits=None):
     """Return the profile for this machine and print why it was chosen.
 
     Parameters
     ----------
     name : str, optional
-        A profile's name. Without it the variable COUNTDOWN_PROFILE decides, else the hardware.
+        A profile's name. Without it, or with "auto", the variable COUNTDOWN_PROFILE decides, else
+        the hardware.
+    bits : int, optional
+        16 keeps a GPU's frozen weights in 16 bits: faster steps, more memory. 4 rounds them.
 
     Raises
     ------
     ValueError, NoGPU
         If there is no such profile; if it needs a GPU and torch finds none that it can use.
     """
-    reason = "asked for"
+    reason, name = "asked for", None if name == "auto" else name
     if name is None and os.environ.get("COUNTDOWN_PROFILE"):
         name, reason = os.environ["COUNTDOWN_PROFILE"], "COUNTDOWN_PROFILE says so"
     if name is not None and name not in PROFILES:
         raise ValueError(f"no profile is called {name!r}; choose one of {', '.join(PROFILES)}")
+    if bits not in (None, 4, 16):
+        raise ValueError(f"bits is {bits!r}: the weights are kept in 4 or in 16")
     gib = _gpu_gib()
     if name is None:
         name = next(p.name for p in (A100, SMOLLM2, CPU) if gib >= p.min_gpu_gib)
         reason = f"the GPU has {gib:.0f} GiB" if gib else "torch finds no GPU"
+        if gib and old_gpu():  # such as a T4
+            name, reason = CPU.name, ("vLLM has no attention kernel for this old GPU; smollm2 can "
+                                      "be asked for by name, which was never tried on one")
         if not gib and shutil.which("nvidia-smi"):
             print("There is an NVIDIA driver here, but torch finds no GPU: "
                   "`python -m helpers.preflight smollm2` says what is wrong")
@@ -156,15 +167,19 @@ def choose(name=None):
     if profile.needs_gpu and gib == 0:
         raise NoGPU(profile)
     print(f"Profile {name} ({reason})")
+    if bits and profile.needs_gpu:
+        profile = replace(profile, quantisation="nf4" if bits == 4 else None)
     if profile.uses_vllm and old_gpu():
         print("This GPU is older than compute capability 8.0, and vLLM has no attention kernel for "
               "it: transformers samples, many times slower, and training is in float16. That was "
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
-        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
-              f"{profile.micro_batch // 4}, which was not measured")
-        profile = replace(profile, micro_batch=profile.micro_batch // 4, roomy_gib=0.0)
+        smaller, standby = profile.micro_batch // 4, name == A100.name
+        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of {smaller}"
+              f"{' and vLLM in standby' * standby}, which was not measured on such a card")
+        profile = replace(profile, micro_batch=smaller, roomy_gib=0.0,
+                          standby=standby or profile.standby)
     return profile
 
 
@@ -174,7 +189,8 @@ def differences(profile, saved):
     ``measured_on`` is a remark, no setting; a setting that is younger than the saved profile is
     taken to be as it is here, unless it is known what such runs had.
     """
-    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False}
+    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False,
+                                      "smoke_steps": profile.smoke_steps}
     saved = here | known | saved
     if here["cold_start"] and saved["cold_start"]:
         saved["cold_start"] = here["cold_start"] | saved["cold_start"]

@@ -19,8 +19,8 @@ FILES = ("config.json", "metrics.jsonl", "evaluation.parquet")  # what is kept o
 # Settings that change neither what is learned nor from what: how the batch is cut, what memory it
 # takes, how often it is saved, how long it goes on. A run goes on with others.
 LOOSE = {"steps", "micro_batch", "save_every", "vllm_gib", "max_num_seqs", "min_gpu_gib",
-         "roomy_gib", "standby", "gradient_checkpointing", "uses_vllm"}
-DISK_MIB = {False: 200, True: 15 * 1024}  # free space that a run needs, without and with a GPU
+         "roomy_gib", "standby", "gradient_checkpointing", "uses_vllm", "smoke_steps"}
+DISK_MIB = {False: 200, True: 3 * 1024}  # free space that a run needs, without and with a GPU
 
 
 def environment(on_gpu=None):
@@ -88,11 +88,12 @@ def open_run(profile, seed=0, name=None, folder=None):
     found = differences(profile, saved["profile"])
     different = [name for name in found if name not in LOOSE] + ["seed"] * (saved["seed"] != seed)
     if different:
+        was = (f" (was {saved['profile'].get('puzzles')!r})" if "puzzles" in different else "")
         raise RuntimeError(
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
-            f"{saved['seed']} that differs in: {', '.join(different)}. Move or delete the folder "
-            "to start anew, or name another one: open_run(profile, seed, name=\"try-1\"); nothing "
-            "was changed")
+            f"{saved['seed']} that differs in: {', '.join(different)}{was}. Give them as they were "
+            "to go on, or name another folder to start anew: open_run(profile, seed, "
+            "name=\"try-1\"); nothing was changed")
     if found:  # noted, and no other run
         was = {"until_step": len(read_rows(run / "metrics.jsonl"))}
         was |= {name: saved["profile"].get(name) for name in found}
@@ -164,11 +165,11 @@ def replace_text(path, text):
     os.replace(partial, path)
 
 
-def append_row(path, row):
-    """Append one JSON line in a single write, and flush it to the disk."""
-    line = (json.dumps(row) + "\n").encode()
+def append_row(path, *rows):
+    """Append JSON lines in a single write, and flush them to the disk."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     with open(path, "ab", buffering=0) as file:
-        if file.write(line) != len(line):
+        if file.write(lines) != len(lines):
             raise OSError(f"{show(path)}: the disk is full")
         os.fsync(file.fileno())
 

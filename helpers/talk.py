@@ -45,29 +45,32 @@ def talk(model, tokenizer, profile, before=None, group=8):
     puzzle, button = pg.puzzle_field(), widgets.Button(layout={"width": "auto"})
     note, page, seeds = widgets.HTML(), widgets.HTML(), count()
 
+    def answer(nums, target):
+        rows, seed = pd.DataFrame({"nums": [nums] * group, "target": target}), next(seeds)
+        groups = {stage: sample_completions(
+            policy, tokenizer, profile, rows, temperature=1.0, seed=seed, shuffle=False,
+            adapter=adapter)["completion"] for stage, (policy, adapter) in asked.items()}
+        return render_answer(groups, nums, target, profile.format_weight)
+
     def ask(*_):
         try:
-            nums, target = checked_puzzle(puzzle.value, tokenizer, profile)
+            its = checked_puzzle(puzzle.value, tokenizer, profile)
         except ValueError as error:
             note.value = pg.message(str(error))
             return
         note.value, button.description = "", "writing ..."
         button.disabled = True
         try:
-            rows, seed = pd.DataFrame({"nums": [nums] * group, "target": target}), next(seeds)
-            groups = {stage: sample_completions(
-                policy, tokenizer, profile, rows, temperature=1.0, seed=seed, shuffle=False,
-                adapter=adapter)["completion"] for stage, (policy, adapter) in asked.items()}
-            page.value = render_answer(groups, nums, target, profile.format_weight)
+            page.value = answer(*its)
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             note.value = pg.message(f"Nothing was written: {type(error).__name__}: {error}")
         finally:
             button.disabled, button.description = False, "Ask"
 
-    puzzle.value = pg.TELLING[0]
+    puzzle.value, button.description = pg.TELLING[0], "Ask"
+    page.value = answer(*checked_puzzle(puzzle.value, tokenizer, profile))  # an error stops Run All
     button.on_click(ask)
     puzzle.on_msg(lambda _, sent, __: ask() if sent.get("event") == "submit" else None)  # Enter
-    ask()
     return pg.live_view("This conversation", GUIDE, [widgets.HBox([puzzle, button]), note, page],
                         note.value + page.value)
 

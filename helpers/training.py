@@ -4,6 +4,7 @@ import errno
 import gc
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
@@ -11,15 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from IPython.display import display
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from helpers.evaluation import as_shown, sample_completions
 from helpers.paths import show
-from helpers.plots import picture, training_curves
 from helpers.profiles import half_precision
+from helpers.progress import Progress
 from helpers.prompts import build_messages, check_template
 from helpers.runs import (
     append_row,
@@ -100,7 +100,7 @@ def housekeeping(profile):
         gradient_checkpointing=False,  # Unsloth brings its own; the CPU model needs none
         use_cpu=not profile.needs_gpu, torch_empty_cache_steps=None,
         save_strategy="steps", save_steps=profile.save_every,  # `Checkpoints` deletes older ones
-        logging_steps=1, logging_nan_inf_filter=True, report_to="none", disable_tqdm=True)
+        logging_steps=1, logging_nan_inf_filter=True, disable_tqdm=True)
 
 
 def note_settings(trainer, run, checkpoint=None):
@@ -166,7 +166,8 @@ class MetricsLog(TrainerCallback):
         """Append the row of a step; it is on the disk before the step's checkpoint is."""
         if "reward" in (logs or {}):
             row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 2)}
-            row |= {ours: float(logs[name]) for name, ours in METRICS.items() if name in logs}
+            row |= {ours: float(logs[name]) for name, ours in METRICS.items()
+                    if math.isfinite(logs.get(name, math.nan))}  # NaN is no JSON
             append_row(self.path, row)
 
 
@@ -189,40 +190,14 @@ class Checkpoints(TrainerCallback):
                 shutil.rmtree(folder)
 
 
-class LiveCurves(TrainerCallback):
-    """Redraw success, form and length in the notebook while the model trains."""
-
-    def __init__(self, run, every=5):
-        self.run, self.every, self.handle, self.steps = run, every, None, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open a new display: the one of a cell that ran before is gone."""
-        self.handle, self.steps = None, state.max_steps
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Redraw every few steps."""
-        if "reward" in (logs or {}) and state.global_step % self.every == 0:
-            self.draw()
-
-    def draw(self, *args, **kwargs):
-        """Show the curves, replacing those shown before."""
-        rows = read_rows(self.run / "metrics.jsonl")
-        if not rows:
-            return
-        curves = picture(training_curves({self.run.name: rows}, steps=self.steps),
-                         f"Training curves of {self.run.name} until step {rows[-1]['step']}")
-        if self.handle is None:
-            self.handle = display(curves, display_id=True)
-        else:
-            self.handle.update(curves)
-
-    on_train_end = draw  # the last steps, too
-
-
 class SampleLog(TrainerCallback):
-    """Sample the same few puzzles every some steps into samples.jsonl, to see thoughts change."""
+    """Sample the same held-out puzzles every some steps into samples.jsonl, and at both ends.
 
-    def __init__(self, run, tokenizer, profile, puzzles, every):
+    Their share of right answers tells what the training's own puzzles cannot: whether it carries
+    over. Their texts show how thoughts change.
+    """
+
+    def __init__(self, run, tokenizer, profile, puzzles, every=25):
         self.path, self.every = run / "samples.jsonl", every
         self.arguments = (tokenizer, profile, puzzles)
 
@@ -233,13 +208,13 @@ class SampleLog(TrainerCallback):
             self._sample(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Sample every `every` steps."""
-        if state.global_step % self.every == 0:
+        """Sample every `every` steps, and after the last one."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._sample(model, state.global_step)
 
     def _sample(self, model, step):
-        for row in sample_completions(model, *self.arguments, temperature=1.0).to_dict("records"):
-            append_row(self.path, {"step": step} | row)
+        rows = sample_completions(model, *self.arguments, temperature=1.0).to_dict("records")
+        append_row(self.path, *({"step": step} | row for row in rows))
 
 
 @contextmanager
@@ -302,8 +277,9 @@ def _check(trainer, run):
     if any(Path(place).resolve() != Path(run).resolve() for place in places):
         raise ValueError(f"the trainer writes to {show(places[0])}, not to {show(run)}: run the "
                          "cells from open_run on again; nothing was changed")
-    if trainer.args.max_steps < 1:
-        raise ValueError("a run is counted in steps: give max_steps, 1 or more")
+    if trainer.args.max_steps < 1 or trainer.args.max_steps % 1:
+        raise ValueError(f"a run is counted in whole steps, not {trainer.args.max_steps}: give "
+                         "steps, 1 or more")
     check_template(trainer.processing_class)
     if trainer.args.n_gpu > 1:
         raise RuntimeError(f"{trainer.args.n_gpu} GPUs are visible, and each would get a batch: "
@@ -340,7 +316,7 @@ def _same_order(trainer, done):
     trainer._get_train_sampler = sampler
 
 
-def train_or_resume(trainer, run, minutes=None):
+def train_or_resume(trainer, run, minutes=None, steps=None):
     """Train to the end, from the run's last whole checkpoint if it has one.
 
     Parameters
@@ -350,6 +326,9 @@ def train_or_resume(trainer, run, minutes=None):
         new run begins with the weights that the model had when it was first given here.
     minutes : float, optional
         A run that has trained so long is complete, too.
+    steps : int, optional
+        Where the end is, in place of the trainer's ``max_steps``. Without it a run that has these
+        steps already goes on to the number that it was asked for last.
 
     Raises
     ------
@@ -360,37 +339,46 @@ def train_or_resume(trainer, run, minutes=None):
     Stopped
         A KeyboardInterrupt, in one line.
     """
+    trainer.args.max_steps = trainer.args.max_steps if steps is None else steps
     _check(trainer, run)
     _let_tied_weights_be_missing(trainer, run)
     with held(run):
-        _train(trainer, run, minutes)
+        _train(trainer, run, minutes, steps)
 
 
-def _train(trainer, run, minutes):
-    checkpoint, steps = last_checkpoint(run), trainer.args.max_steps
+def _train(trainer, run, minutes, steps):
+    checkpoint = last_checkpoint(run)
+    done = step_of(checkpoint) if checkpoint else 0
+    if steps is None and done >= trainer.args.max_steps:
+        trainer.args.max_steps = max(done, read_config(run).get("training", {}).get("max_steps", 0))
+    steps = trainer.args.max_steps
     settings = note_settings(trainer, run, checkpoint)
     _remember(trainer.model)
-    done = step_of(checkpoint) if checkpoint else 0
     if not done and (run / "final").exists():
         raise RuntimeError(f"{show(run)} holds a trained model and no whole checkpoint: training "
                            f"would begin anew over it. {ANOTHER}, or move this one")
     seconds = [row["seconds"] for row in read_rows(run / "metrics.jsonl") if row["step"] == done]
     if done >= steps or (minutes and seconds and seconds[0] > 60 * minutes):
-        print(f"{show(run)} is complete ({done} steps); delete the folder to train anew, or ask "
-              "for more steps")
+        print(f"{show(run)} is complete ({done} steps). Ask for more steps to go on; to train anew "
+              'name another folder, open_run(profile, seed, name="try-1")')
         trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, LiveCurves):
-                callback.draw()
+            if isinstance(callback, Progress):
+                callback.show_complete(steps)
         return
     for step, folder in checkpoints(run).items():
         if step > done:  # not whole, and in the way of a new one
             folder.rename(free_name(folder))
+    if (run / "final").exists():  # of fewer steps: nothing may take it for what comes now
+        (run / "final").rename(free_name(run / "final", f"step-{done}"))
     if done:
         print(f"Resuming {show(run)} after step {done} of {steps}")
     trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
     trainer.remove_callback(Checkpoints)
     trainer.add_callback(Checkpoints(run, settings))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Progress):
+            callback.trainer = trainer
     logging.disable_progress_bar()  # one bar for each checkpoint's files
     _begin_anew(trainer)
     _same_order(trainer, done)

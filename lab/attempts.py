@@ -17,10 +17,10 @@ import pandas as pd
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import check_adapter_used, sample_completions
-from helpers.mistakes import KINDS, kinds
 from helpers.models import load_model, trained_model
 from helpers.paths import DATA, ROOT, RUNS, show
 from helpers.runs import FILES, environment, last_checkpoint, write_json
+from lab.mistakes import KINDS, kinds
 from lab.record import keep
 from lab.transfer import puzzle_sets, wordings
 
@@ -43,7 +43,7 @@ def tally(frame, limit):
     -------
     pandas.DataFrame
         One row a puzzle: ``nums`` (sorted), ``target``, ``n`` completions, one column for each of
-        `helpers.mistakes.KINDS`, and ``tokens``, the mean length.
+        `lab.mistakes.KINDS`, and ``tokens``, the mean length.
     """
     key = pd.DataFrame({"nums": [tuple(sorted(int(n) for n in x)) for x in frame["nums"]],
                         "target": frame["target"].to_numpy()})

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from helpers import profiles
 from helpers.dataset import load_split
+from helpers.forecast import card_limits
 from helpers.models import base_folder, lora_settings, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
@@ -27,7 +28,6 @@ from helpers.runs import environment, write_json
 from lab.record import changed, make_config, make_model, make_trainer
 
 FOLDER = RUNS / "benchmarks"
-MATRIX_SIZE = 8192  # of the square bfloat16 product that measures the card's own rate
 VARIED = ("micro_batch", "group_size", "prompts_per_step", "learning_rate", "loss_type", "beta")
 
 
@@ -246,36 +246,6 @@ def random_weights(profile, folder):
         torch.set_default_dtype(before)
     model.to("cpu").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def card_limits():
-    """Measure what the card itself reaches: a large matrix product, a large copy.
-
-    Returns
-    -------
-    dict
-        ``matrix_tflops`` (bfloat16) and ``copy_tb_per_s`` (bytes read and written).
-    """
-    import torch
-
-    def seconds(work, *tensors, repeats=10):
-        for _ in range(3):
-            work(*tensors)
-        torch.cuda.synchronize()
-        start = time.monotonic()
-        for _ in range(repeats):
-            work(*tensors)
-        torch.cuda.synchronize()
-        return (time.monotonic() - start) / repeats
-
-    options = {"device": "cuda", "dtype": torch.bfloat16}
-    matrices = [torch.randn(MATRIX_SIZE, MATRIX_SIZE, **options) for _ in range(2)]
-    matrix = 2 * MATRIX_SIZE**3 / seconds(torch.matmul, *matrices) / 1e12
-    buffers = [torch.empty(2**31, device="cuda", dtype=torch.uint8) for _ in range(2)]
-    copy = 2 * buffers[0].numel() / seconds(torch.Tensor.copy_, *buffers) / 1e12
-    del matrices, buffers
-    torch.cuda.empty_cache()
-    return {"matrix_tflops": round(matrix, 1), "copy_tb_per_s": round(copy, 2)}
 
 
 def summary(steps, warm_up):

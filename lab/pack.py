@@ -79,9 +79,13 @@ class Run:
                 f"{hashlib.sha256(content).hexdigest()[:8]}")
 
     @property
-    def is_smoke(self):
-        """Whether it has fewer steps than its profile."""
-        return len(self.rows) < PROFILES[self.config["profile"]["name"]].steps
+    def remark(self):
+        """What fewer steps than the profile's make of it: a list of one text, or of none."""
+        profile, steps = PROFILES[self.config["profile"]["name"]], len(self.rows)
+        if steps <= profile.smoke_steps:
+            return ["This is a smoke run, not a result"]
+        short = f"This run is short: {steps} of the profile's {profile.steps} steps"
+        return [short] * (steps < profile.steps)
 
 
 def read_pack(path):
@@ -272,7 +276,7 @@ def result(run):
             f"temperature {temperature:g}: {rates['before']:.1%} right before, "
             f"{rates['after']:.1%} after, gain {100 * row['gain']:+.1f} points "
             f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f}), {row['n']:.0f} test puzzles")
-    return lines + ["This is a smoke run, not a result"] * run.is_smoke
+    return lines + run.remark
 
 
 def pack(folder):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pandas as pd
 
 from helpers import profiles
-from helpers.dataset import load_split
+from helpers.dataset import SHIPPED, load_split
 from helpers.evaluation import TEMPERATURES, evaluate, success
 from helpers.models import starting_point
 from helpers.paths import RUNS, show
@@ -104,8 +104,8 @@ def make_config(profile, run, seed=0, **changes):
     **changes
         Arguments of GRPOConfig that replace those of the cells.
     """
-    return cells.run("04", "config", {"GRPOConfig": changes},
-                     profile=profile, run=run, seed=seed)["config"]
+    return cells.run("04", "config", {"GRPOConfig": changes}, profile=profile, run=run, seed=seed,
+                     tracker="none")["config"]
 
 
 def make_trainer(model, tokenizer, config, reward_funcs, train_set, callbacks=()):
@@ -170,7 +170,7 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         callbacks.append(SampleLog(run, tokenizer, profile, watched, every))
     if minutes:
         callbacks.append(TimeLimit(log, minutes))
-    puzzles = load_split(profile.puzzles, "train")
+    puzzles = load_split(profile.puzzles, "train").head(20_000)  # as notebook 04
     if easy_first:
         puzzles = by_difficulty(puzzles, profile.steps * profile.prompts_per_step, seed)
         changes["shuffle_dataset"] = False
@@ -189,7 +189,8 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     frame.to_parquet(partial, compression="zstd", index=False)
     partial.replace(run / "evaluation.parquet")
     config = read_config(run)
-    config["evaluated_on"] = f"data/puzzles/{profile.puzzles}-{part}.parquet"
+    config["evaluated_on"] = (f"data/puzzles/{profile.puzzles}-{part}.parquet"
+                              if profile.puzzles in SHIPPED else f"{profile.puzzles}, part {part}")
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
     config["evaluation_seconds"] = round(spent, 1)
     config["wall_seconds"] = round(config["training_seconds"] + spent, 1)

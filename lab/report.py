@@ -18,11 +18,11 @@ import pandas as pd
 from helpers.dataset import load_split
 from helpers.evaluation import success
 from helpers.intervals import clustered_mean, paired_gain
-from helpers.mistakes import KINDS, kinds
 from helpers.paths import DATA, RUNS, show
 from helpers.puzzles import canonical
 from helpers.rewards import is_correct
 from helpers.runs import read_rows
+from lab.mistakes import KINDS, kinds
 
 SHELVES = (RUNS, DATA / "reference_runs", DATA / "attempts", DATA / "sweeps", DATA / "bad_rewards",
            DATA / "gallery")

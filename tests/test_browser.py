@@ -57,6 +57,28 @@ with torch.no_grad():  # as if it had been trained
 talk(model, tokenizer, profiles.CPU, before=before)"""
 
 
+TRAIN = ["""import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from helpers import profiles
+from helpers.dataset import load_split
+from helpers.progress import Progress
+from helpers.runs import open_run
+from helpers.training import MetricsLog, prompt_dataset, train_or_resume
+from lab.record import REWARDS, make_config, make_model, make_trainer
+
+torch.set_num_threads(1)
+profile = replace(profiles.CPU_SHORT, steps=60, save_every=5, prompts_per_step=2, group_size=4,
+                  micro_batch=8, max_completion_length=24)
+run = open_run(profile, folder=Path(tempfile.mkdtemp()) / "run")
+model, tokenizer = make_model(profile)
+trainer = make_trainer(model, tokenizer, make_config(profile, run), REWARDS,
+                       prompt_dataset(load_split("cpu", "train").head(200)),
+                       [MetricsLog(run), Progress(run)])""", "train_or_resume(trainer, run)"]
+
+
 def live_cells():
     """Return notebook 03's set-up cell and the one that opens the playground."""
     book = nbformat.read(ROOT / "notebooks" / "03_build_the_rewards.ipynb", as_version=4)
@@ -71,7 +93,8 @@ def lab(tmp_path_factory):
     """JupyterLab on a free port, with settings and folders of its own; its books, and addresses."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "books").mkdir()
-    for name, sources in (("playground", live_cells()), ("talk", [live_cells()[0], TALK])):
+    for name, sources in (("playground", live_cells()), ("talk", [live_cells()[0], TALK]),
+                          ("train", [live_cells()[0], *TRAIN])):
         book = nbformat.v4.new_notebook(
             cells=[nbformat.v4.new_code_cell(source) for source in sources],
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
@@ -452,4 +475,29 @@ def test_without_its_kernel_the_first_two_groups_are_shown(talking, lab, trusted
     output = page.locator(".jp-Cell-outputArea").last.inner_text()
     assert f"the puzzle {pg.TELLING[0]}" in output
     assert output.count("of 8 right") == 2 and "equation reward" in output
+    page.close()
+
+
+def test_a_training_shows_how_far_it_is_is_stopped_and_goes_on(opened, lab):
+    page = opened.page.context.browser.new_page(viewport={"width": 1366, "height": 768})
+    page.set_default_timeout(PATIENCE)
+    page.goto(lab[1]("train.ipynb"))
+    run_all(page)
+    output = page.locator(".jp-Cell-outputArea").last
+    line = output.get_by_text(re.compile("^step [0-9]+ of 60"))
+    playwright.expect(line).to_have_text(re.compile("^step ([6-9]|[1-5][0-9]) of 60 .* about"))
+    playwright.expect(line).to_have_count(1)  # one that lives
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Interrupt Kernel")).first.click()
+    stopped = output.get_by_text(re.compile(
+        "^Stopped after step [0-9]+ of 60; checkpoint at [0-9]+. Run this cell again to go on.$"))
+    playwright.expect(stopped).to_have_count(1)
+    assert "Traceback" not in output.inner_text()
+    playwright.expect(output.locator("img")).to_have_count(1)
+    page.locator(".jp-CodeCell .cm-content").last.click()
+    page.keyboard.press("Control+Enter")
+    playwright.expect(line).to_have_text(re.compile("^step 60 of 60 .* complete"))
+    playwright.expect(stopped).to_have_count(0)
+    playwright.expect(output.locator("img")).to_have_count(1)  # the curves came back
+    playwright.expect(output.get_by_text("the best and the worst of 4 completions")).to_be_visible()
     page.close()

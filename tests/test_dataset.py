@@ -498,18 +498,37 @@ def test_parts_are_kept_until_the_file_changes(mine, runs, tmp_path, capsys):
         dataset.load_split(mine, "test")
 
 
-def test_three_sets_of_numbers_are_enough_and_two_are_too_few(runs, tmp_path):
+def test_ten_sets_of_numbers_are_enough_and_nine_are_too_few(runs, tmp_path):
     path = tmp_path / "few.parquet"
-    rows = {"nums": [[1, 2], [2, 1], [2, 3], [3, 4], [4, 3]], "target": [3, 2, 6, 7, 7]}
-    pd.DataFrame(rows).to_parquet(path)
-    check_split(split(path), set(puzzles_of(pd.DataFrame(rows))))
-    pd.DataFrame(rows).head(3).to_parquet(path)
-    with pytest.raises(ValueError, match="few.parquet holds 2 .* give at least 3"):
+    rows = pd.DataFrame({"nums": [[n, n + 1] for n in range(1, 11)] + [[2, 1], [4, 3]],
+                         "target": [2 * n + 1 for n in range(1, 11)] + [2, 7]})
+    rows.to_parquet(path)
+    parts = split(path)
+    check_split(parts, set(puzzles_of(rows)))
+    assert len(set(parts["test"]["nums"].map(tuple))) >= 2  # what an interval needs
+    rows.drop(9).to_parquet(path)
+    with pytest.raises(ValueError, match="few.parquet holds 9 .* give at least 10"):
         dataset.load_split(path, "train")
     write(path, target=[6, 23_000])
     with pytest.raises(ValueError, match="few.parquet: .*a target that cannot be reached"):
         dataset.load_split(path, "train")
     assert len(list((runs / "puzzles").iterdir())) == 3  # of the first file
+
+
+def test_a_run_knows_its_file_when_it_is_gone_or_changed(mine, runs):
+    name = dataset.puzzles_for(PROFILES["smollm2"], mine)
+    parts = {part: dataset.load_split(name, part) for part in dataset.PARTS}
+    grown = pd.concat([pd.read_parquet(mine), dataset.load_split("3to4", "validation").head(80)])
+    grown.to_parquet(mine)
+    for _ in range(2):  # another file lies there; then none does, as on another machine
+        assert all(dataset.load_split(name, part).equals(rows) for part, rows in parts.items())
+        mine.unlink(missing_ok=True)
+    for path in (runs / "puzzles").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="not the file that this run was trained on"):
+        dataset.load_split(name, "test")
+    grown.to_parquet(mine)
+    assert dataset.puzzles_for(PROFILES["smollm2"], mine) != name
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
@@ -600,7 +619,7 @@ def test_a_path_is_checked_at_once(mine, runs, monkeypatch, tmp_path):
     profile = PROFILES["smollm2"]
     for given in (mine, str(mine), " mine.parquet "):
         name = dataset.puzzles_for(profile, given)
-        assert name == str(mine.resolve())
+        assert name.startswith(f"{mine.resolve()}#")
     assert len(prompt_dataset(dataset.load_split(name, "train"))[0]["nums"]) == 3
     with pytest.raises(FileNotFoundError, match="absent.parquet; check the path"):
         dataset.puzzles_for(profile, "absent.parquet")
@@ -617,10 +636,12 @@ def test_the_tiny_model_refuses_what_it_has_no_words_for(name, mine, no_network,
     profile = PROFILES[name]
     with pytest.raises(ValueError, match=f"profile {name} has no words.* 144.*numbers to 12"):
         dataset.puzzles_for(profile, "public")
-    assert dataset.puzzles_for(profile, mine) == str(mine.resolve())
+    assert re.fullmatch(re.escape(str(mine.resolve())) + "#[0-9a-f]{16}",
+                        dataset.puzzles_for(profile, mine))
     rows = dataset.load_split("3to4", "validation")
     for column, large in (("nums", rows), ("target", pd.DataFrame(
-            {"nums": [[12, 12, 2], [12, 12, 1], [3, 4, 12]], "target": [142, 145, 144]}))):
+            {"nums": [[12, 12, n] for n in range(1, 12)], "target": [145] + [144 - n for n in range(
+                2, 12)]}))):
         large.to_parquet(tmp_path / f"{column}.parquet")
         with pytest.raises(ValueError, match=f"and .*{column}.parquet has larger ones; give \"shi"):
             dataset.puzzles_for(profile, tmp_path / f"{column}.parquet")

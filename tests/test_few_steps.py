@@ -18,10 +18,10 @@ def execute(number, runs, change=""):
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
-        if change and cell.source.startswith("from helpers import profiles"):
+        if change:
             cell.source = cell.source.replace(
-                "profile = profiles.choose()", "from dataclasses import replace\n"
-                f"profile = replace(profiles.choose(), {change}, max_completion_length=40)")
+                "steps=steps or profile.smoke_steps or profile.steps)",
+                f"{change}, max_completion_length=40)")
     assert not change or change in str(book)
     given = {"COUNTDOWN_PROFILE": "cpu-short", "COUNTDOWN_DATA": "shipped",
              "COUNTDOWN_RUNS": str(runs), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}

@@ -1,7 +1,6 @@
 """Every check of the preflight, passing and failing; only what it reads is replaced."""
 
 import collections
-import json
 import os
 import re
 import subprocess
@@ -15,13 +14,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from helpers import models
 from helpers import preflight as module
-from helpers import runs
-from helpers.paths import DATA, ROOT
+from helpers.paths import ROOT
 from helpers.preflight import preflight
 from helpers.profiles import A100, CPU, SMOLLM2
 
-GPU = replace(A100, min_gpu_gib=20)
+GPU = replace(A100, min_gpu_gib=20, roomy_gib=0)
 PACKAGES = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
 NVMLError = type("NVMLError", (Exception,), {})
 
@@ -55,6 +54,7 @@ def machine(tmp_path, monkeypatch):
             raise URLError("unreachable")
         return types.SimpleNamespace(close=lambda: None)
 
+    monkeypatch.setattr(module, "card_limits", lambda: {"matrix_tflops": 250, "copy_tb_per_s": 1.5})
     cuda = types.SimpleNamespace(
         is_available=lambda: state.available, get_device_capability=lambda: state.capability,
         get_device_name=lambda: "A GPU", mem_get_info=lambda: (state.free, 40 << 30),
@@ -63,7 +63,8 @@ def machine(tmp_path, monkeypatch):
     torch.cuda, torch.__version__ = cuda, "2.11.0"
     torch.version = type("version", (), {"cuda": property(lambda self: state.cuda)})()
     nvml = types.SimpleNamespace(nvmlInit=lambda: None, nvmlSystemGetDriverVersion=driver,
-                                 NVMLError=NVMLError)
+                                 NVMLError=NVMLError, nvmlDeviceGetHandleByIndex=int,
+                                 nvmlDeviceGetComputeRunningProcesses=lambda card: [])
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(module.metadata, "version", version)
@@ -94,7 +95,7 @@ def test_all_is_well_with_a_gpu(machine, capsys):
     preflight(GPU)
     _, *lines, forecast = capsys.readouterr().out.splitlines()
     assert len(lines) == 12 and all(line.startswith("OK ") for line in lines)
-    assert forecast.startswith("Forecast: ")
+    assert "scaled to this card" in forecast and forecast.startswith("Forecast: ")
 
 
 def test_cpu_profile_skips_the_gpu_and_needs_no_torch(machine, capsys, monkeypatch):
@@ -261,33 +262,6 @@ def test_a_card_that_is_partly_taken_is_told_of_smaller_micro_batches(machine, c
     preflight(replace(SMOLLM2, micro_batch=8, roomy_gib=0))
 
 
-def test_forecast_is_of_the_recorded_runs():
-    rows = [runs.read_rows(run / "metrics.jsonl") for run in runs.find_runs("cpu")]
-    slowest = max(r[-1]["seconds"] / len(r) for r in rows)
-    minutes = re.search(r"80 steps take about (\d+) min on 2 CPU cores", module.forecast(CPU))
-    assert 1 <= int(minutes[1]) <= 80 * slowest / 60 + 1
-
-
-def test_forecast_without_a_run_is_of_the_timed_steps(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "find_runs", lambda name: [])
-    timed = json.loads((DATA / "benchmarks" / "a100-unsloth.json").read_text())
-    line = module.forecast(A100)
-    hours = float(re.search(r"take about ([0-9.]+) h on NVIDIA", line)[1])
-    assert hours == pytest.approx(A100.steps * timed["step_seconds"] / 3600, abs=0.05)
-    assert "no whole run was recorded" in line
-    assert f"{timed['whole_gpu_peak_mib'] / 1024:.0f} GiB at its peak" in line
-
-
-def test_forecast_is_not_of_runs_with_other_micro_batches():
-    assert "65 steps take about 14 min" in module.forecast(SMOLLM2)
-    assert "not known" in module.forecast(replace(SMOLLM2, micro_batch=8))
-
-
-def test_forecast_without_a_recorded_run_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "find_runs", lambda name: runs.find_runs(name, tmp_path))
-    assert "not known" in module.forecast(CPU)
-
-
 def command(profile="cpu", **variables):
     return subprocess.run([sys.executable, "-m", "helpers.preflight", profile], cwd=ROOT,
                           env=os.environ | variables, capture_output=True, text=True)
@@ -310,6 +284,41 @@ def test_the_hub_is_not_needed_where_a_package_has_the_weights(machine, monkeypa
         preflight(GPU)
 
 
-def test_forecast_is_not_of_steps_that_were_sampled_or_stored_in_another_way():
-    for change in ({"uses_vllm": False}, {"quantisation": None}, {"standby": True}):
-        assert "not known" in module.forecast(replace(A100, **change))
+def test_who_holds_the_card_is_named(machine, monkeypatch, capsys):
+    """By the name that Jupyter gives to a notebook's kernel; the processes are real."""
+    kernel = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                              env=os.environ | {"JPY_SESSION_NAME": "/a/notebooks/04_train.ipynb"})
+    try:
+        held = [types.SimpleNamespace(pid=kernel.pid, usedGpuMemory=9 << 30),
+                types.SimpleNamespace(pid=os.getpid(), usedGpuMemory=None),
+                types.SimpleNamespace(pid=2**22 + 1, usedGpuMemory=1 << 30)]  # no such process
+        nvml = sys.modules["pynvml"]
+        nvml.nvmlDeviceGetHandleByIndex = lambda index: index
+        nvml.nvmlDeviceGetComputeRunningProcesses = lambda card: held if card == 3 else []
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+        machine.free = 10 << 30
+        (line,) = fails(GPU, capsys)
+        assert "held by this kernel, which has loaded a model" in line
+        del held[1]
+        (line,) = fails(GPU, capsys)
+        assert ("held by the kernel of 04_train.ipynb (9.0 GiB), process 4194305 (1.0 GiB): shut "
+                "that down") in line
+        with pytest.raises(RuntimeError, match="10.0 GiB .* takes 12. It is held by the kernel of"):
+            models.check_memory(A100)
+        machine.free = 13 << 30
+        models.check_memory(A100)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        assert module.holders() == "nobody that the driver names"
+    finally:
+        kernel.communicate(b"\n")
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_anything_is_loaded(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises
+    monkeypatch.setattr(module, "try_imports", lambda on_gpu: None)
+    with pytest.raises(RuntimeError, match="1 of the checks"):
+        preflight(CPU, "wandb")
+    assert "FAIL tracker: wandb is not installed -> pip install wandb" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    preflight(CPU, "wandb")
+    assert "OK   tracker wandb" in capsys.readouterr().out

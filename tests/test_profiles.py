@@ -21,10 +21,12 @@ def test_unknown_profile_is_refused_with_the_names(monkeypatch):
         profiles.choose()
 
 
-@pytest.mark.parametrize(("gib", "name"), [(0, "cpu"), (8, "cpu"), (16, "smollm2"), (40, "a100")])
+@pytest.mark.parametrize(("gib", "name"), [
+    (0, "cpu"), (8, "cpu"), (16, "smollm2"), (20, "smollm2"), (22.5, "a100"), (40, "a100")])
 def test_the_hardware_decides_unless_the_variable_does(monkeypatch, capsys, gib, name):
     monkeypatch.delenv("COUNTDOWN_PROFILE", raising=False)
     monkeypatch.setattr(profiles, "_gpu_gib", lambda: float(gib))
+    monkeypatch.setattr(profiles, "old_gpu", lambda: False)
     assert profiles.choose().name == name
     assert ("no GPU" in capsys.readouterr().out) == (gib == 0)
     monkeypatch.setenv("COUNTDOWN_PROFILE", "cpu-short")
@@ -42,6 +44,46 @@ def test_a_small_gpu_gets_small_micro_batches_and_the_same_step(monkeypatch, cap
     assert profiles.choose("cpu") == profiles.CPU
 
 
+def test_a_card_of_24_gb_gets_the_large_model_in_standby(monkeypatch, capsys):
+    monkeypatch.delenv("COUNTDOWN_PROFILE", raising=False)
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 22.5)
+    monkeypatch.setattr(profiles, "old_gpu", lambda: False)
+    small = profiles.choose()
+    assert small.name == "a100" and small.standby and small.micro_batch == 2
+    assert small.completions_per_step == profiles.A100.completions_per_step
+    assert "in standby, which was not measured on such a card" in capsys.readouterr().out
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 39.4)
+    assert not profiles.choose().standby
+
+
+def test_the_form_chooses_machine_and_bits(monkeypatch):
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 80.0)
+    monkeypatch.setattr(profiles, "old_gpu", lambda: False)
+    monkeypatch.setenv("COUNTDOWN_PROFILE", "smollm2")
+    assert profiles.choose("auto", 4) == profiles.SMOLLM2
+    assert profiles.choose("a100", 16) == replace(profiles.A100, quantisation=None)
+    assert profiles.choose("cpu", 16) == profiles.CPU  # nothing to round
+    with pytest.raises(ValueError, match="kept in 4 or in 16"):
+        profiles.choose("cpu", bits=8)
+
+
+def test_an_old_gpu_gets_the_small_model_unless_another_is_named(monkeypatch, capsys):
+    monkeypatch.delenv("COUNTDOWN_PROFILE", raising=False)
+    monkeypatch.setattr(profiles, "_gpu_gib", lambda: 15.0)
+    monkeypatch.setattr(profiles, "old_gpu", lambda: True)
+    assert profiles.choose() == profiles.CPU
+    assert "smollm2 can be asked for by name" in capsys.readouterr().out
+    assert profiles.choose("smollm2").name == "smollm2"
+
+
+def test_a_smoke_run_says_that_it_is_one(capsys):
+    for steps, said in ((20, True), (21, False)):
+        replace(profiles.A100, steps=steps).describe()
+        assert ("a smoke run" in capsys.readouterr().out) == said
+    profiles.CPU.describe()
+    assert "smoke" not in capsys.readouterr().out
+
+
 def test_an_old_gpu_samples_without_vllm_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(profiles, "_gpu_gib", lambda: 32.0)
     monkeypatch.setattr(profiles, "old_gpu", lambda: True)
@@ -57,7 +99,7 @@ def test_an_old_gpu_samples_without_vllm_and_says_so(monkeypatch, capsys):
 
 def test_a_gpu_profile_without_a_gpu_says_what_to_do(monkeypatch):
     monkeypatch.setattr(profiles, "_gpu_gib", lambda: 0.0)
-    with pytest.raises(RuntimeError, match="a100 needs a GPU with 38 GiB.*COUNTDOWN_PROFILE=cpu"):
+    with pytest.raises(RuntimeError, match="a100 needs a GPU with 21 GiB.*COUNTDOWN_PROFILE=cpu"):
         profiles.choose("a100")
 
 

@@ -125,7 +125,7 @@ def test_a_killed_run_resumes_and_ends_as_if_nothing_happened(tmp_path, uninterr
 
 def test_a_complete_run_is_left_as_it_is(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    assert "is complete (9 steps); delete the folder" in finish(start(uninterrupted))
+    assert "is complete (9 steps). Ask for more steps" in finish(start(uninterrupted))
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
@@ -135,7 +135,7 @@ def test_a_run_of_another_profile_stops_the_training(tmp_path):
     child = start(run)
     output, _ = child.communicate(timeout=300)
     assert child.returncode != 0
-    assert "holds a run of profile cpu" in output and "Move or delete the folder" in output
+    assert "holds a run of profile cpu" in output and "Give them as they were" in output
     assert json.loads((run / "config.json").read_text())["profile"]["name"] == "cpu"
 
 
@@ -377,8 +377,8 @@ def test_half_of_the_first_look_is_taken_again(tmp_path):
     (tmp_path / "samples.jsonl").write_text('{"step": 0, "target": 1}\n{"step": 0')
     train_or_resume(trainer, tmp_path)
     rows = runs.read_rows(tmp_path / "samples.jsonl")
-    assert [row["step"] for row in rows] == [0, 0, 0]
-    assert [row["target"] for row in rows] == table["target"].tolist()
+    assert [row["step"] for row in rows] == [0, 0, 0, 1, 1, 1]  # the last step is looked at, too
+    assert [row["target"] for row in rows] == 2 * table["target"].tolist()
 
 
 def test_a_trainer_of_another_folder_changes_nothing(tmp_path, whole):
@@ -411,3 +411,28 @@ def test_other_puzzles_are_another_run_and_steps_have_to_be_given(tmp_path, whol
     trainer.args.max_steps = -1  # trl's default: by epochs
     with pytest.raises(ValueError, match="give max_steps"):
         train_or_resume(trainer, run)
+
+
+def test_what_was_saved_of_fewer_steps_is_not_taken_for_what_comes_now(tmp_path, whole):
+    """Notebook 05 would evaluate it beside the metrics of more steps."""
+    trainer = small(tmp_path, replace(SMALL, steps=2))
+    train_or_resume(trainer, tmp_path)
+    trainer.save_model(str(tmp_path / "final"))
+    train_or_resume(trainer, tmp_path)  # complete: nothing comes now
+    assert (tmp_path / "final").exists()
+    train_or_resume(trainer, tmp_path, steps=4)
+    assert not (tmp_path / "final").exists()
+    assert (tmp_path / "final.step-2-1" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # before the second checkpoint, and after it
+def test_a_run_that_was_prolonged_goes_on_to_its_new_end_in_another_kernel(tmp_path, capsys, stop):
+    trainer = small(tmp_path, replace(SMALL, steps=2), callbacks=[StopAt(stop)])
+    train_or_resume(trainer, tmp_path)
+    with pytest.raises(Stopped):
+        train_or_resume(trainer, tmp_path, steps=6)
+    again = small(tmp_path, replace(SMALL, steps=2))  # notebook 04, opened anew: its form is reset
+    train_or_resume(again, tmp_path)
+    assert len(runs.read_rows(tmp_path / "metrics.jsonl")) == 6
+    train_or_resume(again, tmp_path, steps=2)  # asked for by name
+    assert "is complete (6 steps)" in capsys.readouterr().out

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from helpers import profiles, runs
-from helpers.mistakes import KINDS, kinds
 from helpers.models import load_model
 from helpers.paths import DATA
 from helpers.puzzles import canonical
 from lab import attempts
+from lab.mistakes import KINDS, kinds
 from lab.report import comparable
 from lab.statistics import sampling_variance
 

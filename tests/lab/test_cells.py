@@ -39,7 +39,7 @@ def test_the_lessons_subject_stands_in_its_cells():
 
 
 def test_a_run_notes_every_setting_of_the_cell():
-    assert set(SETTINGS) == given("config", "GRPOConfig") - {"output_dir"}
+    assert set(SETTINGS) == given("config", "GRPOConfig") - {"output_dir", "report_to"}
 
 
 @pytest.mark.parametrize("profile", [profiles.SMOLLM2, profiles.A100], ids=lambda p: p.name)
@@ -81,6 +81,7 @@ def unsloth(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "unsloth",
                         types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
     monkeypatch.setattr(models, "vllm_share", lambda profile, of_free: 0.5)
+    monkeypatch.setattr(models, "check_memory", lambda profile: None)
     monkeypatch.setattr(models, "_decode_graphs", lambda most: "graphs")
     monkeypatch.setattr(models, "prepare_environment", lambda profile: None)
     return asked

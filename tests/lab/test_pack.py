@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers import dataset
+from helpers import dataset, profiles
 from helpers.paths import ROOT
 from helpers.runs import FILES, REFERENCE_RUNS
 from lab import pack
@@ -108,7 +109,7 @@ def test_a_real_run_is_packed_and_read_again(folder, capsys):
     shown = "\n".join(pack.result(pack.read_pack(path)))
     assert "cpu, seed 0: 80 steps (the profile has 80), 2 CPU cores, AMD EPYC" in shown
     assert "settings that differ from the profile's: none" in shown
-    assert "trl 1.14.2" in shown and "smoke" not in shown
+    assert "trl 1.14.2" in shown and "smoke" not in shown and "short" not in shown
     # as docs/results.md has it
     assert ("temperature 1: 35.5% right before, 65.4% after, gain +29.9 points (+26.2 to +33.7), "
             "815 test puzzles") in shown
@@ -154,11 +155,19 @@ def test_a_run_that_would_be_refused_is_not_packed(folder):
     assert not list(folder.parent.glob("*.zip*"))
 
 
-def test_fewer_steps_are_no_result_and_other_settings_are_named(packed):
+def test_a_smoke_run_is_no_result(packed, monkeypatch):
+    smoke = replace(profiles.CPU, smoke_steps=20)
+    monkeypatch.setitem(profiles.PROFILES, "cpu", smoke)
+    for steps, remark in ((20, "This is a smoke run, not a result"), (21, "This run is short")):
+        shown = pack.result(pack.check(metrics(lambda lines, n=steps: lines[:n])(packed)))
+        assert shown[-1].startswith(remark)
+
+
+def test_fewer_steps_are_said_and_other_settings_are_named(packed):
     files = metrics(lambda lines: lines[:20])(packed)
     files = config(lambda c: c["profile"].update(steps=20, learning_rate=5e-4))(files)
     shown = pack.result(pack.check(files))
-    assert shown[-1] == "This is a smoke run, not a result"
+    assert shown[-1] == "This run is short: 20 of the profile's 80 steps"
     assert "20 steps (the profile has 80)" in shown[0]
     assert "learning_rate 0.0005 (ours 0.0002)" in shown[1] and "steps 20 (ours 80)" in shown[1]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.mistakes import FORMED, KINDS, kind, kinds
 from helpers.rewards import is_correct
+from lab.mistakes import FORMED, KINDS, kind, kinds
 
 NUMS, TARGET = [8, 6, 7], 14
 ANSWERS = {
