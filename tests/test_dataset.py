@@ -515,6 +515,13 @@ def test_ten_sets_of_numbers_are_enough_and_nine_are_too_few(runs, tmp_path):
     assert len(list((runs / "puzzles").iterdir())) == 3  # of the first file
 
 
+def test_a_target_of_zero_is_a_puzzle():
+    frame = dataset.validate(pd.DataFrame({"nums": [[3, 3]], "target": [0]}), "mine", True)
+    assert frame["target"].tolist() == [0]
+    with pytest.raises(ValueError, match="a negative target"):
+        dataset.validate(pd.DataFrame({"nums": [[3, 3]], "target": [-1]}), "mine")
+
+
 def test_a_run_knows_its_file_when_it_is_gone_or_changed(mine, runs):
     name = dataset.puzzles_for(PROFILES["smollm2"], mine)
     parts = {part: dataset.load_split(name, part) for part in dataset.PARTS}
