@@ -123,6 +123,9 @@ def test_a_training_shows_a_line_curves_and_completions(tmp_path):
         "text/plain", "")) and "of 4" in output.data["text/plain"]]
     assert [re.match(r"step (\d) of 4", line)[1] for line in lines] == list("01234")
     assert "complete" in lines[-1]
+    drawn = [i for i, output in enumerate(shown) if "image/png" in output.data]
+    before = [re.match(r"step (\d)", shown[i - 1].data["text/plain"])[1] for i in drawn[:2]]
+    assert before == ["2", "4"]  # right after the line of a second step
     kinds = [sorted(output.data) for output in shown]
     assert kinds.count(["image/png", "text/plain"]) == 3  # steps 2 and 4, and the end
     looks = [output.data["text/html"] for output in shown
