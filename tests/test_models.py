@@ -151,6 +151,7 @@ def test_vllm_is_handed_the_files_of_the_pinned_revision(clean, tmp_path):
         from_pretrained = staticmethod(lambda **options: asked.update(options) or (None, None))
         get_peft_model = staticmethod(lambda model, **options: model)
 
+    clean.setattr(models, "check_memory", lambda profile: None)
     clean.setattr(models, "_decode_graphs", lambda most: None)
     clean.setattr(models, "vllm_share", lambda profile, of_free: 0.5)
     clean.setattr("huggingface_hub.snapshot_download",

@@ -409,7 +409,7 @@ def test_other_puzzles_are_another_run_and_steps_have_to_be_given(tmp_path, whol
         train_or_resume(small(run, replace(SMALL, steps=8), puzzles=100), run)
     trainer = small(run)
     trainer.args.max_steps = -1  # trl's default: by epochs
-    with pytest.raises(ValueError, match="give max_steps"):
+    with pytest.raises(ValueError, match="whole steps, not -1"):
         train_or_resume(trainer, run)
 
 

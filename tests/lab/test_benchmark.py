@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 
+from helpers.forecast import COSTLY
 from helpers.paths import DATA
 from helpers.profiles import A100, SMOLLM2, differences
 from lab.benchmark import random_weights, shares, split_changes, summary
@@ -74,6 +75,6 @@ def test_unsloth_is_no_slower_than_plain_trl():
 
 def test_the_large_profile_fits_a_card_of_40_gb_in_the_worst_case():
     measured = json.loads((DATA / "benchmarks" / "a100-unsloth.json").read_text())
-    assert differences(A100, measured["profile"]) == ["model", "revision", "steps"]
+    assert not COSTLY & set(differences(A100, measured["profile"]))
     assert measured["card_gib"] <= 39.4 and measured["whole_gpu_peak_mib"] < 38_000
     assert all(step["longest"] == A100.max_completion_length for step in measured["steps"])
