@@ -189,8 +189,7 @@ def differences(profile, saved):
     ``measured_on`` is a remark, no setting; a setting that is younger than the saved profile is
     taken to be as it is here, unless it is known what such runs had.
     """
-    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False,
-                                      "smoke_steps": profile.smoke_steps}
+    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False}
     saved = here | known | saved
     if here["cold_start"] and saved["cold_start"]:
         saved["cold_start"] = here["cold_start"] | saved["cold_start"]

@@ -1,7 +1,6 @@
 """What a reader sees while a model trains: a line that lives, curves, and a group's two ends."""
 
 import re
-import time
 from html import escape
 
 import pandas as pd
@@ -38,7 +37,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open new displays: those of a cell that ran before are gone."""
-        self.handles, self.steps, self.begun = {}, state.max_steps, time.monotonic()
+        self.handles, self.steps = {}, state.max_steps
         self._line(read_rows(self.run / "metrics.jsonl"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):

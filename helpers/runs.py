@@ -88,11 +88,11 @@ def open_run(profile, seed=0, name=None, folder=None):
     found = differences(profile, saved["profile"])
     different = [name for name in found if name not in LOOSE] + ["seed"] * (saved["seed"] != seed)
     if different:
-        was = (f" (was {saved['profile'].get('puzzles')!r})" if "puzzles" in different else "")
+        theirs = f" (was {saved['profile'].get('puzzles')!r})" * ("puzzles" in different)
         raise RuntimeError(
             f"{show(run)} holds a run of profile {saved['profile']['name']} with seed "
-            f"{saved['seed']} that differs in: {', '.join(different)}{was}. Give them as they were "
-            "to go on, or name another folder to start anew: open_run(profile, seed, "
+            f"{saved['seed']} that differs in: {', '.join(different)}{theirs}. Give them as they "
+            "were to go on, or name another folder to start anew: open_run(profile, seed, "
             "name=\"try-1\"); nothing was changed")
     if found:  # noted, and no other run
         was = {"until_step": len(read_rows(run / "metrics.jsonl"))}

@@ -4,6 +4,7 @@ import re
 import types
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -168,6 +169,7 @@ def test_the_held_out_points_stand_beside_the_right_equations():
     assert not any(axis.containers for axis in others)
     assert "held out, 4 puzzles" in [text.get_text() for text in first.get_legend().get_texts()]
     assert first.get_xlim() == (0, 4) and first.get_ylim() == (0, 1.05)
+    plt.close(figure)
 
 
 def test_the_models_weights_are_those_that_a_reader_loads(tmp_path):
