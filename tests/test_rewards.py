@@ -467,21 +467,21 @@ def test_agrees_with_the_usual_version_on_100_000_completions_and_is_about_as_fa
     rows = completions(100_000, seed=5)
     texts, nums, targets = zip(*rows, strict=True)
     assert not any("**" in text or "//" in text for text in texts)
-    ours_seconds, usual_seconds = [], []
-    for repeat in range(6):  # the best of three; more only where the machine was busy
+    form, equation, ratios = [], [], []
+    for first in range(0, len(rows), 4000):  # in turns: a busy machine slows both down
+        part = slice(first, first + 4000)
         start = time.process_time()
-        form = strict_format_reward_func(texts)
-        equation = equation_reward_func([""] * len(rows), texts, targets, nums)
-        ours_seconds.append(time.process_time() - start)
-        expected, seconds = score_usual(USUAL, rows, limit=180)
-        usual_seconds.append(seconds)
-        found = [list(pair) for pair in zip(form, equation, strict=True)]
-        wrong = [row for row, a, b in zip(rows, found, expected, strict=True) if a != b]
+        form += strict_format_reward_func(texts[part])
+        equation += equation_reward_func([""] * 4000, texts[part], targets[part], nums[part])
+        ours = time.process_time() - start
+        expected, usual = score_usual(USUAL, rows[part], limit=60)
+        ratios.append(ours / usual)
+        found = [list(pair) for pair in zip(form[part], equation[part], strict=True)]
+        wrong = [row for row, a, b in zip(rows[part], found, expected, strict=True) if a != b]
         assert not wrong, f"{len(wrong)} differ, the first: {wrong[0]}"
-        if repeat >= 2 and min(ours_seconds) <= 1.1 * min(usual_seconds):
-            break
     counts = [form.count(score) / len(rows) for score in (0.0, 0.1, 1.0)] + [np.mean(equation)]
     print(f"\nshares of format 0.0, 0.1, 1.0 and of equation 1.0: {np.round(counts, 3)}")
-    print(f"CPU time: usual {min(usual_seconds):.2f} s, ours {min(ours_seconds):.2f} s")
+    print(f"CPU time, ours as a share of the usual version's: {np.round(np.sort(ratios), 2)}")
     assert min(counts) > 0.1  # every score is well represented
-    assert min(ours_seconds) <= 1.1 * min(usual_seconds)
+    # a turn that something else slowed down says nothing: the best quarter is compared
+    assert np.quantile(ratios, 0.25) <= 1.1
