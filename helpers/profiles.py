@@ -59,7 +59,7 @@ class Profile:
     max_num_seqs: int = 0  # completions that vLLM writes at the same time
     gradient_checkpointing: bool = False  # True: less memory, a second forward pass
     measured_on: str = "measured on 2 CPU cores: data/reference_runs/cpu-seed*"
-    roomy_gib: float = 0.0  # on a GPU with less, micro-batches are smaller: see `choose`
+    roomy_gib: float = 0.0  # a GPU with less takes what stands in `SMALLER`
     standby: bool = False  # vLLM gives its memory back while the policy trains
     smoke_steps: int = 0  # of a first, short training that only shows that all works: notebook 04
     format_weight: float = 1.0  # of the format reward, beside 1 for the equation reward
@@ -127,6 +127,8 @@ A100 = Profile(  # where the values come from: docs/gpu.md, "The recipe for Qwen
                 "were not at hand: learning is not measured")
 
 PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
+SMALLER = {  # settings on a GPU with less than the profile's roomy_gib, by profile
+    "smollm2": {"micro_batch": 8}, "a100": {"micro_batch": 2, "standby": True}}
 settings = asdict  # of a profile: the plain dict that a run's config.json holds
 
 
@@ -175,11 +177,11 @@ def choose(name=None, bits=None):
               "never run on such a card")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
-        smaller, standby = profile.micro_batch // 4, name == A100.name
-        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of {smaller}"
-              f"{' and vLLM in standby' * standby}, which was not measured on such a card")
-        profile = replace(profile, micro_batch=smaller, roomy_gib=0.0,
-                          standby=standby or profile.standby)
+        small = replace(profile, roomy_gib=0.0, **SMALLER[name])
+        print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
+              f"{small.micro_batch}{' and vLLM in standby' * small.standby}, which was not "
+              "measured on such a card")
+        profile = small
     return profile
 
 

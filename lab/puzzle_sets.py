@@ -1,6 +1,7 @@
 """Make the shipped puzzles, data/puzzles/: list or draw them, solve them, split them."""
 
 import argparse
+from collections import Counter
 from itertools import combinations_with_replacement
 from math import comb
 from pathlib import Path
@@ -10,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from helpers import puzzles, solver
+from helpers import solver
 from helpers.paths import DATA
 from helpers.prompts import EXAMPLE
-from helpers.puzzles import canonical
+from helpers.puzzles import canonical, multisets
 from helpers.solver import MOST_NUMBERS, blocks, exact_integers, hits, library
 
 _WORK = 200_000_000  # expressions x puzzles: a few seconds of solving
@@ -185,6 +186,54 @@ def generate(n_puzzles, counts=(3, 4), low=1, high=99, target_low=10, target_hig
     return pd.DataFrame(rows, columns=["nums", "target"])
 
 
+def split_by_numbers(puzzles, fractions, seed=0):
+    """Split puzzles so that no multiset of numbers is in two parts, and all parts are alike.
+
+    The puzzles of one multiset are a group. The groups are dealt out, largest first, each to the
+    part that most lacks what the group holds: puzzles of so many numbers that need * or /, or not.
+
+    Parameters
+    ----------
+    puzzles : pandas.DataFrame
+        Columns `nums` and `target`; solved on the way where `needs_mul_div` is missing.
+    fractions : dict of str to float
+        The share of each part, e.g. ``{"train": 0.7, "validation": 0.1, "test": 0.2}``, sum 1.
+    seed : int
+        The same arguments and seed give the same split.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        The parts, rows in their original order with their original columns, newly indexed.
+
+    Raises
+    ------
+    ValueError
+        Where the fractions are not positive or do not sum to 1.
+    """
+    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-9:
+        raise ValueError(f"fractions {fractions}: give each part a positive share, together 1")
+    labelled = puzzles if "needs_mul_div" in puzzles else solver.label(puzzles, progress=False)
+    strata = list(zip(puzzles["nums"].map(len), labelled["needs_mul_div"], strict=True))
+    groups = {}
+    for row, key in enumerate(multisets(puzzles)):
+        groups.setdefault(key, []).append(row)
+    totals = Counter(strata)
+    missing = {name: {s: share * total for s, total in totals.items()}
+               for name, share in fractions.items()}
+    rows_of, members = {name: [] for name in fractions}, list(groups.values())
+    members = [members[i] for i in np.random.default_rng(seed).permutation(len(members))]
+    for rows in sorted(members, key=len, reverse=True):  # stable: equal sizes stay shuffled
+        held = [strata[row] for row in rows]
+        part = max(fractions, key=lambda name: sum(
+            missing[name][s] / (fractions[name] * totals[s]) for s in held))
+        rows_of[part] += rows
+        for s in held:
+            missing[part][s] -= 1
+    return {name: puzzles.iloc[sorted(rows)].reset_index(drop=True)
+            for name, rows in rows_of.items()}
+
+
 def build(folder):
     """Generate the shipped files.
 
@@ -201,12 +250,12 @@ def build(folder):
     }
     tables = {"cpu": enumerate_puzzles(3, 1, 12, 1, 60),
               "3to4": solver.label(generate(23_000, seed=2025), progress=False)}
-    shown = puzzles.canonical(EXAMPLE["nums"], EXAMPLE["target"])
+    shown = canonical(EXAMPLE["nums"], EXAMPLE["target"])
     for name, table in tables.items():
-        for part, rows in puzzles.split_by_numbers(table, fractions[name], seed=0).items():
+        for part, rows in split_by_numbers(table, fractions[name], seed=0).items():
             # the puzzle whose answer stands in every prompt is no puzzle to test on
             pairs = zip(rows["nums"], rows["target"], strict=True)
-            rows = rows[[puzzles.canonical(*pair) != shown for pair in pairs]]
+            rows = rows[[canonical(*pair) != shown for pair in pairs]]
             path = folder / f"{name}-{part}.parquet"
             arrow = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
             pq.write_table(arrow, path, compression="zstd", compression_level=19)

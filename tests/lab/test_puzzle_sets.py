@@ -3,14 +3,17 @@
 import time
 from itertools import combinations_with_replacement
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from helpers.paths import DATA
-from helpers.puzzles import canonical
+from helpers.puzzles import canonical, leakage
 from helpers.solver import label, solve
 from lab import puzzle_sets
-from lab.puzzle_sets import build, enumerate_puzzles, generate
+from lab.puzzle_sets import build, enumerate_puzzles, generate, split_by_numbers
+
+FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def forms(puzzles):
@@ -138,3 +141,33 @@ def test_the_shipped_files_are_what_the_command_makes(tmp_path):
     for path in shipped:
         assert pq.read_table(path).equals(pq.read_table(tmp_path / path.name)), path.name
         assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_the_split_is_grouped_stratified_and_seeded():
+    puzzles = label(generate(1200, low=1, high=15, seed=5), progress=False)
+    parts = split_by_numbers(puzzles, FRACTIONS, seed=1)
+    assert list(parts) == list(FRACTIONS)
+    assert sorted(form for part in parts.values() for form in forms(part)) == sorted(forms(puzzles))
+    for name, part in parts.items():
+        assert abs(len(part) / len(puzzles) - FRACTIONS[name]) < 0.01
+        assert abs(part["needs_mul_div"].mean() - puzzles["needs_mul_div"].mean()) < 0.03
+        assert abs((part["nums"].map(len) == 3).mean() - 0.5) < 0.03
+        others = pd.concat([other for key, other in parts.items() if key != name])
+        assert leakage(others, part) == {"puzzles": 0, "multisets": 0}
+    again = split_by_numbers(puzzles.drop(columns="needs_mul_div"), FRACTIONS, seed=1)
+    assert [forms(part) for part in again.values()] == [forms(part) for part in parts.values()]
+    assert forms(split_by_numbers(puzzles, FRACTIONS, seed=2)["test"]) != forms(parts["test"])
+
+
+def test_the_split_is_the_same_on_every_machine():
+    """Rows and sums of the targets: pinned, as the shipped parts and caches depend on them."""
+    puzzles = label(generate(400, low=1, high=9, seed=5), progress=False)
+    parts = split_by_numbers(puzzles, FRACTIONS, seed=1)
+    assert {name: (len(part), part["target"].sum()) for name, part in parts.items()} == {
+        "train": (277, 10496), "validation": (42, 1718), "test": (81, 2929)}
+
+
+@pytest.mark.parametrize("fractions", [{}, {"a": 0.5}, {"a": 1.2, "b": -0.2}, {"a": 1, "b": 0}])
+def test_bad_fractions_are_refused(fractions):
+    with pytest.raises(ValueError, match="share"):
+        split_by_numbers(generate(5), fractions)
