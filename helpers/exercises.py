@@ -1,6 +1,11 @@
-"""What a notebook asks of its reader: a prediction, or a few lines of code, and a check of each."""
+"""What a notebook asks of its reader: a prediction, some code, a quiz, and a check of each."""
+
+import json
+import re
 
 import numpy as np
+
+from helpers.paths import DATA
 
 NOT_ANSWERED = "not answered yet: write your guess in the cell above, and run both cells again"
 STILL_TO_DO = "still to do: write your own lines in this cell, and run it again"
@@ -43,9 +48,8 @@ def check(attempt, cases, hint=""):
         return
     for (arguments, expected), result in zip(cases, got, strict=True):
         if not _same(result, expected, 1e-4):
-            shown = ", ".join(map(repr, arguments))
-            print(f"not yet: {attempt.__name__}({shown}) gives {result!r} and not {expected!r}. "
-                  f"{hint}".strip())
+            print(f"not yet: {attempt.__name__}({', '.join(map(repr, arguments))}) gives "
+                  f"{result!r} and not {expected!r}. {hint}".strip())
             return
     print("done")
 
@@ -66,6 +70,24 @@ def reached(attempt, passes, hint=""):
         print(STILL_TO_DO)
     else:
         print("done" if passes(attempt) else f"not yet. {hint}".strip())
+
+
+def quiz(notebook, answers):
+    """Say which answers to a notebook's quiz are right, and what is wrong with the others.
+
+    Parameters
+    ----------
+    notebook, answers : str
+        The notebook's number, "04" for example, and five letters; None for no answers yet.
+    """
+    if not re.fullmatch("[a-d]{5}", letters := re.sub(r"[\W_]", "", str(answers)).lower()):
+        print('not answered yet: write five letters a-d, such as "abcda", and run this cell again')
+        return
+    asked = json.loads((DATA / "quiz.json").read_text(encoding="utf-8"))[notebook]
+    for number, (letter, one) in enumerate(zip(letters, asked, strict=True), start=1):
+        right = letter == one["right"]
+        print(f"{number} {letter}: {'right' if right else 'wrong'}. {one['options'][letter]['why']}"
+              + f' Read again: "{one["again"]}".' * (not right))
 
 
 def _same(one, other, within):

@@ -1,7 +1,12 @@
+import json
+
 import pytest
 import torch
 
-from helpers.exercises import NOT_ANSWERED, STILL_TO_DO, check, predicted, reached
+from helpers.exercises import NOT_ANSWERED, STILL_TO_DO, check, predicted, quiz, reached
+from helpers.paths import DATA
+
+KEY = json.loads((DATA / "quiz.json").read_text(encoding="utf-8"))
 
 
 def said(capsys):
@@ -57,3 +62,39 @@ def test_texts_and_truths_are_not_numbers(capsys):
 def test_what_was_made_is_looked_at(capsys, attempt, line):
     reached(attempt, lambda number: number % 2 == 0, hint="Even numbers only.")
     assert said(capsys) == line
+
+
+@pytest.mark.parametrize("notebook", KEY)
+def test_right_answers_are_called_right_and_why(capsys, notebook):
+    quiz(notebook, "".join(asked["right"] for asked in KEY[notebook]))
+    assert said(capsys).splitlines() == [
+        f"{number} {asked['right']}: right. {asked['options'][asked['right']]['why']}"
+        for number, asked in enumerate(KEY[notebook], start=1)]
+
+
+@pytest.mark.parametrize("notebook", KEY)
+def test_a_wrong_answer_gets_its_own_reason_and_not_the_right_letter(capsys, notebook):
+    for letter in "abcd":
+        quiz(notebook, 5 * letter)
+        for line, asked in zip(said(capsys).splitlines(), KEY[notebook], strict=True):
+            right = letter == asked["right"]
+            assert f" {letter}: {'right' if right else 'wrong'}. " in line
+            assert asked["options"][letter]["why"] in line
+            assert right == (asked["again"] not in line)
+            assert right or asked["options"][asked["right"]]["text"] not in line
+
+
+@pytest.mark.parametrize("given", ["ABCDA", " a, b, c, d, a ", list("abcda"), "a\nb\nc\nd\na"])
+def test_letters_may_be_written_in_other_ways(capsys, given):
+    quiz("01", "abcda")
+    expected = said(capsys)
+    quiz("01", given)
+    assert said(capsys) == expected and expected.startswith("1 a: wrong. ")
+
+
+@pytest.mark.parametrize("given", [None, "", "abcd", "abcdaa", "abcde", "äbcda", 5, True, ["a"],
+                                   {"1": "a"}, 10_000 * "a"])
+def test_other_answers_get_one_line_that_says_what_to_write(capsys, given):
+    quiz("01", given)
+    line = said(capsys)
+    assert line.startswith("not answered yet: write five letters a-d") and "\n" not in line

@@ -1,13 +1,14 @@
 """Every notebook: its frame, its outputs, and one execution; see also test_notebook_rules.py."""
 
 import ast
+import json
 import re
 import tomllib
 
 import nbformat
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import DATA, ROOT
 from lab import tutorial
 
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -15,9 +16,11 @@ PATHS = [*LESSONS, *sorted((ROOT / "notebooks" / "more").glob("*.ipynb"))]
 BOOKS = {str(path.relative_to(ROOT / "notebooks")): nbformat.read(path, as_version=4)
          for path in PATHS}
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["repository"]
-# Cells, words of prose: predictions, exercises and solutions are not counted.
+# Cells, words of prose: predictions, exercises, solutions and the quiz are not counted.
 LIMITS = {"01": (16, 950), "02": (24, 1150), "03": (26, 1400), "04": (39, 1720), "05": (30, 1600),
           "06": (48, 1750)}  # 06: fourteen of its cells are GRPO, function by function
+
+QUIZ = json.loads((DATA / "quiz.json").read_text(encoding="utf-8"))
 
 each = pytest.mark.parametrize("name", BOOKS)
 each_lesson = pytest.mark.parametrize("name", [name for name in BOOKS if "/" not in name])
@@ -81,9 +84,10 @@ def test_frame_and_sizes(name):
 @each_lesson
 def test_a_lesson_is_short(name):
     cells = [cell for cell in BOOKS[name].cells
-             if not tags(cell) & {"prediction", "answer", "exercise", "solution"}]
+             if not tags(cell) & {"prediction", "answer", "exercise", "solution", "quiz"}]
     words = sum(len(cell.source.split()) for cell in BOOKS[name].cells
-                if cell.cell_type == "markdown" and not tags(cell) & {"exercise", "solution"})
+                if cell.cell_type == "markdown"
+                and not tags(cell) & {"exercise", "solution", "quiz"})
     most_cells, most_words = LIMITS[name[:2]]
     assert len(cells) <= most_cells and words <= most_words, f"{len(cells)} cells, {words} words"
 
@@ -107,6 +111,55 @@ def test_a_lesson_asks_and_checks(name):
         if "solution" in tags(cell):
             assert cell.source.startswith("# @title Solution") and "done" in str(cell.outputs)
             assert cell.metadata.jupyter.source_hidden
+
+
+def as_text(questions):
+    """Return the Markdown of some questions, as it stands in a notebook."""
+    return "\n\n".join(f"**{number}.** {asked['question']}\n\n" + "\n".join(
+        f"- {letter}: {option['text']}" for letter, option in asked["options"].items())
+        for number, asked in questions)
+
+
+@each_lesson
+def test_a_lesson_ends_with_its_quiz(name):
+    book, number = BOOKS[name], name[:2]
+    *_, one, two, cell, last = book.cells
+    questions = list(enumerate(QUIZ[number], start=1))
+    assert [one.source, two.source] == [f"## Quiz\n\n{as_text(questions[:3])}",
+                                        as_text(questions[3:])]
+    assert cell.source.splitlines() == [
+        "from helpers.exercises import quiz", "",
+        'my_answers = None  # five letters, such as "abcda"', f'quiz("{number}", my_answers)']
+    assert "not answered yet" in str(cell.outputs) and "## Next" in last.source
+    assert [c for c in book.cells if "quiz" in tags(c)] == [one, two, cell]
+    headings = re.findall(r"^##+ (.*)$", "\n".join(
+        c.source for c in book.cells if c.cell_type == "markdown"), re.MULTILINE)
+    assert {asked["again"] for asked in QUIZ[number]} <= set(headings)
+
+
+def test_a_quiz_is_not_answered_by_its_looks():
+    """Not by the letter, not by the longest option, not by the shortest."""
+    asked = [question for questions in QUIZ.values() for question in questions]
+    letters = ["".join(one["right"] for one in questions) for questions in QUIZ.values()]
+    assert list(QUIZ) == [name[:2] for name in BOOKS if "/" not in name]
+    assert {len(row) for row in letters} == {5} and "abcda" not in letters
+    assert all(row.count(letter) <= 2 for row in letters for letter in "abcd")
+    assert {"".join(letters).count(letter) for letter in "abcd"} == {7, 8}
+    for best in (max, min):
+        lengths = [{key: len(option["text"]) for key, option in one["options"].items()}
+                   for one in asked]
+        hits = [one["right"] == best(found, key=found.get)
+                for one, found in zip(asked, lengths, strict=True)]
+        assert sum(hits) <= 8  # of 30: what chance gives
+    for one in asked:
+        assert list(one["options"]) == list("abcd") and one["right"] in one["options"]
+        assert len({option[part] for option in one["options"].values()
+                    for part in ("text", "why")}) == 8
+
+
+@each_lesson
+def test_a_lesson_says_that_one_can_start_with_it(name):
+    assert name[:2] == "01" or "start here: " in BOOKS[name].cells[0].source
 
 
 @each
