@@ -37,12 +37,13 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open new displays: those of a cell that ran before are gone."""
-        self.handles, self.steps = {}, state.max_steps
-        self._line(read_rows(self.run / "metrics.jsonl"))
+        if state.is_world_process_zero:  # of several processes the first shows
+            self.handles, self.steps = {}, state.max_steps
+            self._line(read_rows(self.run / "metrics.jsonl"))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Renew the line at each step, curves and completions every few."""
-        if "reward" not in (logs or {}):
+        if "reward" not in (logs or {}) or not state.is_world_process_zero:
             return
         self._line(read_rows(self.run / "metrics.jsonl"))
         if state.global_step % self.every == 0:
@@ -56,9 +57,10 @@ class Progress(TrainerCallback):
         self._line(read_rows(self.run / "metrics.jsonl"))
         self.draw()
 
-    def draw(self, *args, **kwargs):
+    def draw(self, args=None, state=None, *rest, **kwargs):
         """Show the curves, replacing those shown before."""
-        if rows := read_rows(self.run / "metrics.jsonl"):
+        first = state is None or state.is_world_process_zero
+        if first and (rows := read_rows(self.run / "metrics.jsonl")):
             looks = pd.DataFrame(read_rows(self.run / "samples.jsonl"))
             held_out = success(looks, by=("step",)) if len(looks) else None
             image = picture(training_curves({self.run.name: rows}, steps=self.steps,

@@ -244,7 +244,8 @@ def checkpoint_fault(folder, step):
         state = json.loads((folder / "trainer_state.json").read_text())
         if state["global_step"] != step:
             return f"its trainer_state.json is of step {state['global_step']}"
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        drawn = [file.name for file in folder.glob("rng_state*.pth")]  # one for each process
+        for name in ("optimizer.pt", "scheduler.pt", *(drawn or ["rng_state.pth"])):
             with zipfile.ZipFile(folder / name) as file:
                 if file.testzip():
                     return f"{name} is broken"

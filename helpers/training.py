@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -125,6 +125,7 @@ def note_settings(trainer, run, checkpoint=None):
         the same batch cut in another way. Rewards are compared by name, not by their code.
     """
     now = {name: getattr(trainer.args, name) for name in SETTINGS}
+    now["gradient_accumulation_steps"] *= trainer.args.world_size  # the passes of all processes
     puzzles = json.dumps(trainer.train_dataset.to_list()).encode()
     now["puzzles"] = hashlib.sha256(puzzles).hexdigest()[:12]  # the prompts, in their order
     now["reward_funcs"] = [function.__name__ for function in trainer.reward_funcs]
@@ -159,12 +160,12 @@ class MetricsLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Drop the rows after the checkpoint, whose steps come again; go on counting seconds."""
-        rows = keep_rows_until(self.path, state.global_step)
+        rows = state.is_world_process_zero and keep_rows_until(self.path, state.global_step)
         self.start = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Append the row of a step; it is on the disk before the step's checkpoint is."""
-        if "reward" in (logs or {}):
+        if "reward" in (logs or {}) and state.is_world_process_zero:
             row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 2)}
             row |= {ours: float(logs[name]) for name, ours in METRICS.items()
                     if math.isfinite(logs.get(name, math.nan))}  # NaN is no JSON
@@ -182,12 +183,13 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Note the settings beside the weights; delete what is older than the two newest."""
-        write_json(self.run / f"checkpoint-{state.global_step}" / SETTINGS_FILE, self.settings)
-        whole = [folder for step, folder in checkpoints(self.run).items()
-                 if step <= state.global_step and not checkpoint_fault(folder, step)]
-        for folder in whole[2:]:
-            if not folder.is_symlink():
-                shutil.rmtree(folder)
+        if state.is_world_process_zero:
+            write_json(self.run / f"checkpoint-{state.global_step}" / SETTINGS_FILE, self.settings)
+            whole = [folder for step, folder in checkpoints(self.run).items()
+                     if step <= state.global_step and not checkpoint_fault(folder, step)]
+            for folder in whole[2:]:
+                if not folder.is_symlink():
+                    shutil.rmtree(folder)
 
 
 class SampleLog(TrainerCallback):
@@ -203,13 +205,15 @@ class SampleLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Keep the rows that the checkpoint knows of; sample before the first step."""
-        keep_rows_until(self.path, state.global_step or -1)  # half of a first look may be there
-        if state.global_step == 0:
-            self._sample(model, 0)
+        if state.is_world_process_zero:
+            keep_rows_until(self.path, state.global_step or -1)  # half of a first look may be there
+            if state.global_step == 0:
+                self._sample(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Sample every `every` steps, and after the last one."""
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        if due and state.is_world_process_zero:
             self._sample(model, state.global_step)
 
     def _sample(self, model, step):
@@ -251,7 +255,7 @@ def _remember(model):
                                  for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _begin_anew(trainer):
+def _begin_anew(trainer, done):
     """Make a trainer that was stopped in this kernel like one that a fresh kernel has made.
 
     Else it would go on in the middle of a batch that is gone, with its metrics and its gradient.
@@ -266,7 +270,7 @@ def _begin_anew(trainer):
         for name, p in trainer.model.named_parameters():
             if p.requires_grad:
                 p.copy_(trainer.model.initial_weights[name])
-    set_seed(trainer.args.seed)  # whatever was sampled in between
+    set_seed(trainer.args.seed + done + trainer.args.process_index)  # as trl, at any step
 
 
 def _check(trainer, run):
@@ -284,7 +288,7 @@ def _check(trainer, run):
     if trainer.args.n_gpu > 1:
         raise RuntimeError(f"{trainer.args.n_gpu} GPUs are visible, and each would get a batch: "
                            "set CUDA_VISIBLE_DEVICES=0 before the kernel starts")
-    needed = _batch(vars(trainer.args)) // trainer.args.num_generations
+    needed = trainer.args.generation_batch_size // trainer.args.num_generations
     if len(trainer.train_dataset) < needed:
         raise ValueError(f"{len(trainer.train_dataset)} puzzles are fewer than the {needed} of one "
                          "step: give more puzzles, or train with fewer prompts a step")
@@ -304,7 +308,7 @@ def _let_tied_weights_be_missing(trainer, run):
 def _same_order(trainer, done):
     """Let the puzzles of later epochs come in the order of a run that was never stopped."""
     make = type(trainer)._get_train_sampler
-    puzzles = _batch(vars(trainer.args)) // trainer.args.num_generations
+    puzzles = trainer.args.generation_batch_size // trainer.args.num_generations
 
     def sampler(*arguments, **options):
         made = make(trainer, *arguments, **options)
@@ -316,7 +320,7 @@ def _same_order(trainer, done):
     trainer._get_train_sampler = sampler
 
 
-def train_or_resume(trainer, run, minutes=None, steps=None):
+def train_or_resume(trainer, run, minutes=None, steps=None, decide=lambda plan: plan()):
     """Train to the end, from the run's last whole checkpoint if it has one.
 
     Parameters
@@ -329,6 +333,8 @@ def train_or_resume(trainer, run, minutes=None, steps=None):
     steps : int, optional
         Where the end is, in place of the trainer's ``max_steps``. Without it a run that has these
         steps already goes on to the number that it was asked for last.
+    decide : callable, optional
+        Of several processes it calls a function in the first and returns what that gave in all.
 
     Raises
     ------
@@ -340,20 +346,20 @@ def train_or_resume(trainer, run, minutes=None, steps=None):
         A KeyboardInterrupt, in one line.
     """
     trainer.args.max_steps = trainer.args.max_steps if steps is None else steps
-    _check(trainer, run)
     _let_tied_weights_be_missing(trainer, run)
-    with held(run):
-        _train(trainer, run, minutes, steps)
+    with ExitStack() as holding:
+        _train(trainer, run, *decide(lambda: _plan(trainer, run, minutes, steps, holding)))
 
 
-def _train(trainer, run, minutes, steps):
+def _plan(trainer, run, minutes, steps, holding):
+    _check(trainer, run)
+    holding.enter_context(held(run))
     checkpoint = last_checkpoint(run)
     done = step_of(checkpoint) if checkpoint else 0
     if steps is None and done >= trainer.args.max_steps:
         trainer.args.max_steps = max(done, read_config(run).get("training", {}).get("max_steps", 0))
     steps = trainer.args.max_steps
     settings = note_settings(trainer, run, checkpoint)
-    _remember(trainer.model)
     if not done and (run / "final").exists():
         raise RuntimeError(f"{show(run)} holds a trained model and no whole checkpoint: training "
                            f"would begin anew over it. {ANOTHER}, or move this one")
@@ -361,11 +367,7 @@ def _train(trainer, run, minutes, steps):
     if done >= steps or (minutes and seconds and seconds[0] > 60 * minutes):
         print(f"{show(run)} is complete ({done} steps). Ask for more steps to go on; to train anew "
               'name another folder, open_run(profile, seed, name="try-1")')
-        trainer._load_from_checkpoint(str(checkpoint))  # trainer.train would add a step
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Progress):
-                callback.show_complete(steps)
-        return
+        return checkpoint, done, steps, None
     for step, folder in checkpoints(run).items():
         if step > done:  # not whole, and in the way of a new one
             folder.rename(free_name(folder))
@@ -373,14 +375,24 @@ def _train(trainer, run, minutes, steps):
         (run / "final").rename(free_name(run / "final", f"step-{done}"))
     if done:
         print(f"Resuming {show(run)} after step {done} of {steps}")
-    trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
-    trainer.remove_callback(Checkpoints)
-    trainer.add_callback(Checkpoints(run, settings))
+    return checkpoint, done, steps, settings
+
+
+def _train(trainer, run, checkpoint, done, steps, settings):
+    trainer.args.max_steps = steps
+    _remember(trainer.model)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, Progress):
             callback.trainer = trainer
+            if settings is None and trainer.is_world_process_zero():
+                callback.show_complete(steps)
+    if settings is None:  # trainer.train would add a step
+        return trainer._load_from_checkpoint(str(checkpoint))
+    trainer.remove_callback(PrinterCallback)  # the metrics are in the file and in the figure
+    trainer.remove_callback(Checkpoints)
+    trainer.add_callback(Checkpoints(run, settings))
     logging.disable_progress_bar()  # one bar for each checkpoint's files
-    _begin_anew(trainer)
+    _begin_anew(trainer, done)
     _same_order(trainer, done)
     try:
         with collecting_between_steps(trainer):
