@@ -139,14 +139,16 @@ class StepClock:
         import torch
 
         inner = getattr(trainer, name)
+        wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
         @functools.wraps(inner)
         def timed(*args, **kwargs):
-            torch.cuda.synchronize()
+            wait()
             start = time.monotonic()
+            update = torch.is_grad_enabled()  # trl's loss calls the function of old log-probs, too
             result = inner(*args, **kwargs)
-            torch.cuda.synchronize()
-            if self.now is not None:
+            wait()
+            if self.now is not None and not (update and part == "old_logps"):
                 self.now[part] += time.monotonic() - start
                 if look:
                     look(result)

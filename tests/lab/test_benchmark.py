@@ -1,6 +1,7 @@
 """The arithmetic of the benchmark, and the files that it left in data/benchmarks."""
 
 import json
+import time
 import types
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from helpers.forecast import COSTLY
 from helpers.paths import DATA
 from helpers.profiles import A100, SMOLLM2, differences
-from lab.benchmark import random_weights, shares, split_changes, summary
+from lab.benchmark import StepClock, random_weights, shares, split_changes, summary
 
 RECORDED = sorted((DATA / "benchmarks").glob("*-*.json"))
 
@@ -28,6 +29,30 @@ def test_warm_up_does_not_count_and_medians_do():
     assert result["update_seconds"] == 4  # 8 - 3 of sampling - 1 of old log-probs
     assert result["sampled_tokens_per_s"] == 100
     assert result["trained_tokens_per_s"] == 80
+
+
+def test_the_clock_tells_old_log_probs_from_the_loss():
+    class Trainer:  # what the clock touches of trl's, whose loss calls the second one, too
+        def add_callback(self, callback):
+            self.callback = callback
+
+        def _generate(self):
+            time.sleep(0.02)
+            return [[1, 2]], [[3, 4, 5]]
+
+        def _get_per_token_logps_and_entropies(self):
+            time.sleep(0.02)
+
+    trainer = Trainer()
+    clock = StepClock(trainer)
+    clock.begin()
+    trainer._generate()
+    with torch.no_grad():
+        trainer._get_per_token_logps_and_entropies()
+    scoring = clock.now["old_logps"]
+    trainer._get_per_token_logps_and_entropies()  # in the loss, with gradients
+    assert clock.now["old_logps"] == scoring >= 0.02 and clock.now["sampling"] >= 0.02
+    assert (clock.now["prompt_tokens"], clock.now["completion_tokens"]) == (2, 3)
 
 
 def test_shares_follow_from_bytes_operations_and_the_card():
