@@ -3,15 +3,14 @@
 ``python -m lab.thoughts cpu-seed0 cpu-seed1 cpu-seed2`` takes the trained models of these runs, and
 what they were trained from, samples completions of held-out puzzles, puts other thoughts in the
 place of theirs, and samples the answer again. It also samples the next line of thoughts, with and
-without the lines before it. ``--reference`` copies the four files that it leaves in
-runs/thoughts/<profile> to data/thoughts/. The same command serves a LoRA run on a GPU.
+without the lines before it. ``--reference`` copies the four files that it leaves for each run in
+runs/thoughts/ to data/thoughts/. The same command serves LoRA runs on a GPU.
 """
 
 import argparse
 import copy
 import random
 import re
-import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from helpers.prompts import build_messages, parse_completion
 from helpers.rewards import is_correct
 from helpers.runs import environment, read_config, weights_fault, write_json
 from lab.habits import thought_of, tries
+from lab.record import keep
 from lab.traces import expression
 
 RECORDED = DATA / "thoughts"
@@ -63,7 +63,8 @@ LINE_COUNTS = {
     "repeated": "the next try is one of the lines that the thought had",
 }
 ROOM = 40  # tokens for an answer after a given thought, or for one more line
-KEY = ["run", "stage", "arm", "nums", "target"]
+KEY = ["stage", "arm", "nums", "target"]
+FILES = ("config.json", "answers.parquet", "lines.parquet", "examples.parquet")
 
 
 @dataclass(frozen=True)
@@ -286,30 +287,40 @@ def tally(frame, counts):
         Columns `KEY`, with ``nums`` sorted, and `counts`.
     """
     frame = frame.assign(n=1, nums=[tuple(sorted(nums)) for nums in frame["nums"]])
-    return frame.groupby(KEY, sort=False)[list(counts)].sum().astype("uint8").reset_index()
+    return frame.groupby(KEY, sort=False)[list(counts)].sum().astype("uint16").reset_index()
 
 
-def load(folder, name="answers", counts=COUNTS):
-    """Read recorded counts; their ``nums`` become tuples, which can be grouped by.
+def load(folders, name="answers", counts=COUNTS):
+    """Read the recorded counts of several runs into one table with a column ``run``.
 
     Parameters
     ----------
-    folder, name, counts : pathlib.Path, str, collection of str
-        Where; "answers" with `COUNTS`, or "lines" with `LINE_COUNTS`.
+    folders, name, counts : list of pathlib.Path, str, collection of str
+        One folder a run; "answers" with `COUNTS`, or "lines" with `LINE_COUNTS`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no record, or one with other columns.
+        If there is no record, one with other columns, or one that was asked something else.
     """
-    path = folder / f"{name}.parquet"
-    if not path.exists():
-        raise FileNotFoundError(f"{show(path)} is missing: make it with `python -m lab.thoughts`")
-    table = pd.read_parquet(path)
-    if missing := {*KEY, *counts}.difference(table.columns):
-        raise ValueError(f"{show(path)} has no column {', '.join(sorted(missing))}: it was written "
-                         "by another version; sample the runs again")
-    return table.assign(nums=[tuple(int(n) for n in nums) for nums in table["nums"]])
+    tables, asked = [], set()
+    for folder in folders:
+        path = folder / f"{name}.parquet"
+        if not path.exists():
+            raise FileNotFoundError(f"{show(path)} is missing: make it with `python -m "
+                                    "lab.thoughts`")
+        table, config = pd.read_parquet(path), read_config(folder)
+        if missing := {*KEY, *counts}.difference(table.columns):
+            raise ValueError(f"{show(path)} has no column {', '.join(sorted(missing))}: it was "
+                             "written by another version; sample the run again")
+        asked.add(tuple(config[one] for one in ("part", "puzzles", "samples", "temperature")))
+        # not the small integers of the file: their sum would be one, too
+        tables.append(table.astype(dict.fromkeys(counts, int)).assign(
+            run=folder.name, nums=[tuple(int(n) for n in nums) for nums in table["nums"]]))
+    if len(asked) != 1:
+        raise ValueError(f"{len(asked)} kinds of records (part, puzzles, samples, temperature: "
+                         f"{sorted(asked)}): give one or more of the same kind")
+    return pd.concat(tables, ignore_index=True)
 
 
 def rates(table, count="right"):
@@ -379,45 +390,32 @@ def profile_of(folders):
     return replace(profiles.choose(name), **dict(zip(names[1:], settings, strict=True)))
 
 
-def experiment(folders, profile, puzzles, samples=1, temperature=1.0):
-    """Ask the models of several runs of one profile, and return what `ask` does, and ``run``.
+def writers_of(model, profile, folder):
+    """Return the two `Writer` of a run, before and after its training.
 
     Parameters
     ----------
-    folders : list of pathlib.Path
-        Trained weights, each in its run's folder.
-    profile, puzzles, samples, temperature
-        As for `ask`; the seed is each run's own.
+    model, profile, folder
+        As for `helpers.models.trained_model`: under LoRA one model is both.
     """
     import torch
 
-    longest = profile.max_prompt_length + profile.max_completion_length + ROOM
-    model, tokenizer = load_model(profile, lora=saved_lora(folders[0]), max_seq_length=longest)
-    found = []
-    for folder in folders:
-        trained = trained_model(model, profile, folder)
-        writers = {"before": Writer(model, not profile.lora_rank), "after": Writer(trained)}
-        if torch.cuda.is_available() and not profile.needs_gpu:  # the CPU profile's models
-            model.to("cuda"), trained.to("cuda")
-        check_adapter_used(trained, tokenizer, profile, puzzles)
-        seed = read_config(folder.parent)["seed"]
-        both = ask(writers, tokenizer, profile, puzzles, samples, temperature, seed)
-        found.append([frame.assign(run=folder.parent.name) for frame in both])
-    return [pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True)]
+    trained = trained_model(model, profile, folder)
+    if torch.cuda.is_available() and not profile.needs_gpu:  # faster, for the CPU profile, too
+        model.to("cuda"), trained.to("cuda")
+    return {"before": Writer(model, adapter=not profile.lora_rank), "after": Writer(trained)}
 
 
 def examples_of(frame, count=6):
-    """Return all completions of the first puzzles of the first run, raw, one an arm and stage."""
-    first = frame[frame["run"] == frame["run"].iloc[0]].copy()
-    first["puzzle"] = [f"{sorted(nums)} {target}" for nums, target in
-                       zip(first["nums"], first["target"], strict=True)]
-    some = random.Random(0).sample(sorted(set(first["puzzle"])), count)
-    first = first[first["puzzle"].isin(some)].drop_duplicates(["puzzle", "stage", "arm"])
-    return first.drop(columns=["puzzle", "run"]).reset_index(drop=True)
+    """Return one completion an arm and stage for some puzzles, raw."""
+    puzzles = frame["nums"].map(sorted).map(str) + " " + frame["target"].astype(str)
+    some = random.Random(0).sample(sorted(set(puzzles)), count)
+    kept = frame.assign(puzzle=puzzles)[puzzles.isin(some)]
+    return kept.drop_duplicates(["puzzle", "stage", "arm"]).drop(columns="puzzle")
 
 
 def main(argv=None):
-    """Ask the models, and leave the answers, the lines, examples and config.json in a folder.
+    """Ask the models, and leave counts, examples and config.json in a folder for each run.
 
     Parameters
     ----------
@@ -440,27 +438,32 @@ def main(argv=None):
     puzzles = load_split(profile.puzzles, options.part)
     if options.puzzles is not None and options.puzzles < len(puzzles):
         puzzles = puzzles.sample(options.puzzles, random_state=0).sort_index()
-    start = time.monotonic()
-    frame, lines = experiment(folders, profile, puzzles, options.samples, options.temperature)
-    folder = RUNS / "thoughts" / profile.name
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = {"answers": tally(looked_at(frame), COUNTS), "lines": tally(lines, LINE_COUNTS),
-              "examples": examples_of(frame, min(6, len(puzzles)))}
-    for name, table in tables.items():
-        table.to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+    longest = profile.max_prompt_length + profile.max_completion_length + ROOM
+    model, tokenizer = load_model(profile, lora=saved_lora(folders[0]), max_seq_length=longest)
     words = sys.argv[1:] if argv is None else argv
-    write_json(folder / "config.json", {
-        "command": " ".join(["python -m lab.thoughts", *words]), "part": options.part,
-        "puzzles": len(puzzles), "samples": options.samples, "temperature": options.temperature,
-        "seconds": round(time.monotonic() - start, 1),
-        **environment(profile.needs_gpu or None),
-        "runs": {path.parent.name: {
-            "weights": path.name, **{name: read_config(path.parent).get(name) for name in (
-                "profile", "seed", "date", "training_seconds")}} for path in folders}})
-    print(f"{len(frame):,} completions: {show(folder)}")
-    if options.reference:
-        shutil.copytree(folder, RECORDED / profile.name, dirs_exist_ok=True)
-        print(f"copied to {show(RECORDED / profile.name)}")
+    for weights in folders:
+        run, start = weights.parent, time.monotonic()
+        config = read_config(run)
+        writers = writers_of(model, profile, weights)
+        check_adapter_used(writers["after"].model, tokenizer, profile, puzzles)
+        answers, lines = ask(writers, tokenizer, profile, puzzles, options.samples,
+                             options.temperature, config["seed"])
+        folder = RUNS / "thoughts" / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = {"answers": tally(looked_at(answers), COUNTS), "lines": tally(lines, LINE_COUNTS),
+                  "examples": examples_of(answers, min(6, len(puzzles)))}
+        for name, table in tables.items():
+            table.to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+        write_json(folder / "config.json", {
+            "command": " ".join(["python -m lab.thoughts", *words]), "part": options.part,
+            "puzzles": len(puzzles), "samples": options.samples,
+            "temperature": options.temperature, "seconds": round(time.monotonic() - start, 1),
+            **environment(profile.needs_gpu or None),
+            "run": {"weights": weights.name, **{name: config.get(name) for name in (
+                "profile", "seed", "date", "hardware", "training_seconds")}}})
+        print(f"{run.name}: {len(answers):,} completions, {len(lines):,} lines: {show(folder)}")
+        if options.reference:
+            keep(folder, RECORDED, files=FILES)
 
 
 if __name__ == "__main__":

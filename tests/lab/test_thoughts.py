@@ -156,16 +156,22 @@ def test_the_next_line_is_looked_at_after_the_lines_and_from_nothing(tiny):
 
 
 def test_counts_rates_and_differences(tmp_path):
-    rows = [{"run": run, "stage": stage, "arm": arm, "nums": list(nums), "target": 5,
-             "right": right}
-            for run in ("a", "b") for nums in ((3, 2), (1, 4), (6, 1))
-            for stage, arm, right in (("before", "own", nums == (3, 2)), ("after", "own", True),
-                                      ("before", "empty", False), ("after", "empty", run == "b"))]
-    frame = pd.DataFrame([*rows, rows[0] | {"right": False}])
-    table = thoughts.tally(frame, ["n", "right"])
-    assert table.iloc[0].tolist() == ["a", "before", "own", (2, 3), 5, 2, 1]
-    table.to_parquet(tmp_path / "answers.parquet")
-    table = thoughts.load(tmp_path, counts=("n", "right"))
+    folders, asked = [tmp_path / "a", tmp_path / "b"], {"part": "test", "samples": 1,
+                                                         "temperature": 1.0, "puzzles": 3}
+    for folder in folders:
+        rows = [{"stage": stage, "arm": arm, "nums": list(nums), "target": 5, "right": right}
+                for nums in ((3, 2), (1, 4), (6, 1)) for stage, arm, right in (
+                    ("before", "own", nums == (3, 2)), ("after", "own", True),
+                    ("before", "empty", False), ("after", "empty", folder.name == "b"))]
+        rows += [rows[0] | {"right": False}] * (folder.name == "a")
+        table = thoughts.tally(pd.DataFrame(rows), ["n", "right"])
+        folder.mkdir()
+        table.to_parquet(folder / "answers.parquet")
+        (folder / "config.json").write_text(json.dumps(asked))
+    table = thoughts.load(folders, counts=("n", "right"))
+    assert table[[*thoughts.KEY, "n", "right", "run"]].iloc[0].tolist() == [
+        "before", "own", (2, 3), 5, 2, 1, "a"]
+    assert pd.concat([table] * 6000)["n"].sum() == 6000 * 25  # more than the file's integers hold
     shares = thoughts.rates(table)
     assert shares["before", "own"].tolist() == pytest.approx([2 / 3, 0, 0])
     assert (shares["after", "empty"] == 0.5).all()
@@ -176,9 +182,12 @@ def test_counts_rates_and_differences(tmp_path):
     assert found.loc["none", "difference"] == 0
     assert found.loc["none", "low"] == -found.loc["none", "high"] < 0
     with pytest.raises(ValueError, match="no column copied"):
-        thoughts.load(tmp_path)
+        thoughts.load(folders)
+    (folders[0] / "config.json").write_text(json.dumps(asked | {"part": "validation"}))
+    with pytest.raises(ValueError, match="2 kinds of records"):
+        thoughts.load(folders, counts=("n", "right"))
     with pytest.raises(FileNotFoundError, match=r"python -m lab\.thoughts"):
-        thoughts.load(tmp_path / "none")
+        thoughts.load([tmp_path / "none"])
 
 
 @pytest.fixture
@@ -196,17 +205,18 @@ def runs(tmp_path, monkeypatch):
 def test_the_command_leaves_a_record_that_can_be_read_again(runs):
     thoughts.main(["cpu-seed0", str(runs / "cpu-seed1" / "final"), "--part", "validation",
                    "--puzzles", "4"])
-    folder = runs / "thoughts" / "cpu"
-    table = thoughts.load(folder)
+    folders = [runs / "thoughts" / f"cpu-seed{seed}" for seed in (0, 1)]
+    table = thoughts.load(folders)
     assert (table.groupby(["run", "stage", "arm"]).size() == 4).all()
     assert set(table["run"]) == {"cpu-seed0", "cpu-seed1"}
-    shares = thoughts.rates(table)
-    found = thoughts.compare(shares, {"same": (("after", "own"), ("before", "own"))})
+    found = thoughts.compare(thoughts.rates(table), {
+        "same": (("after", "own"), ("before", "own"))})
     assert found.loc["same", "difference"] == 0  # training did nothing here
-    assert thoughts.load(folder, "lines", thoughts.LINE_COUNTS)["n"].max() == 1
-    config = json.loads((folder / "config.json").read_text())
-    assert config["puzzles"] == 4 and config["runs"]["cpu-seed1"]["seed"] == 1
+    assert thoughts.load(folders, "lines", thoughts.LINE_COUNTS)["n"].max() == 1
+    config = json.loads((folders[1] / "config.json").read_text())
+    assert config["puzzles"] == 4 and config["run"]["seed"] == 1
     assert {"versions", "hardware", "date", "command", "seconds"} <= config.keys()
+    assert {path.name for path in folders[0].iterdir()} == set(thoughts.FILES)
 
 
 def test_what_is_no_run_is_refused_before_a_model_is_loaded(runs, capsys):
