@@ -27,7 +27,7 @@ from helpers.models import load_model, saved_lora, trained_model
 from helpers.paths import DATA, RUNS, show
 from helpers.prompts import build_messages, parse_completion
 from helpers.rewards import is_correct
-from helpers.runs import environment, read_config, weights_fault, write_json
+from helpers.runs import environment, last_checkpoint, read_config, weights_fault, write_json
 from lab.habits import thought_of, tries
 from lab.record import keep
 from lab.traces import expression
@@ -363,7 +363,8 @@ def weights_of(text):
         If it holds no whole weights, or lies in no run.
     """
     named = Path(text) if Path(text).exists() else RUNS / text
-    folder = named / "final" if (named / "final").exists() else named
+    final = named / "final"  # of notebook 04; a recorded run has its last checkpoint
+    folder = final if final.exists() else last_checkpoint(named) or named
     fault = weights_fault(folder)
     if fault or not (folder.parent / "config.json").exists():
         raise ValueError(f"{text} is no trained run ({fault or 'no config.json beside it'}): give "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 
 import pandas as pd
@@ -192,18 +193,22 @@ def test_counts_rates_and_differences(tmp_path):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """Two runs whose trained model is the cold start."""
+    """Two runs whose trained model is the cold start: of notebook 04, and of lab.record."""
     monkeypatch.setattr(thoughts, "RUNS", tmp_path)
-    for seed in (0, 1):
-        final = tmp_path / f"cpu-seed{seed}" / "final"
-        shutil.copytree(ROOT / profiles.CPU.model, final)
-        (final.parent / "config.json").write_text(json.dumps(
+    for seed, name in enumerate(("final", "checkpoint-80")):
+        weights = tmp_path / f"cpu-seed{seed}" / name
+        shutil.copytree(ROOT / profiles.CPU.model, weights)
+        (weights / "trainer_state.json").write_text('{"global_step": 80}')
+        for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(weights / file, "w") as state:
+                state.writestr("data", "")
+        (weights.parent / "config.json").write_text(json.dumps(
             {"profile": profiles.settings(profiles.CPU), "seed": seed, "date": "2026-11-27"}))
     return tmp_path
 
 
 def test_the_command_leaves_a_record_that_can_be_read_again(runs):
-    thoughts.main(["cpu-seed0", str(runs / "cpu-seed1" / "final"), "--part", "validation",
+    thoughts.main(["cpu-seed1", str(runs / "cpu-seed0" / "final"), "--part", "validation",
                    "--puzzles", "4"])
     folders = [runs / "thoughts" / f"cpu-seed{seed}" for seed in (0, 1)]
     table = thoughts.load(folders)
@@ -215,17 +220,19 @@ def test_the_command_leaves_a_record_that_can_be_read_again(runs):
     assert thoughts.load(folders, "lines", thoughts.LINE_COUNTS)["n"].max() == 1
     config = json.loads((folders[1] / "config.json").read_text())
     assert config["puzzles"] == 4 and config["run"]["seed"] == 1
+    assert config["run"]["weights"] == "checkpoint-80"
     assert {"versions", "hardware", "date", "command", "seconds"} <= config.keys()
     assert {path.name for path in folders[0].iterdir()} == set(thoughts.FILES)
 
 
 def test_what_is_no_run_is_refused_before_a_model_is_loaded(runs, capsys):
     other = runs / "other" / "final"
-    shutil.copytree(runs / "cpu-seed1" / "final", other)
+    shutil.copytree(runs / "cpu-seed0" / "final", other)
     settings = profiles.settings(profiles.CPU) | {"max_completion_length": 64}
     (other.parent / "config.json").write_text(json.dumps({"profile": settings, "seed": 1}))
     (runs / "alone").mkdir()
-    shutil.copytree(runs / "cpu-seed1" / "final", runs / "alone" / "final")
+    shutil.copytree(runs / "cpu-seed0" / "final", runs / "alone" / "final")
+    (runs / "cpu-seed1" / "final").mkdir()
     (runs / "cpu-seed1" / "final" / "model.safetensors").write_bytes(b"half")
     for words, message in ((["nowhere"], "it holds no weights"), (["alone"], "no config.json"),
                            (["cpu-seed1"], "is not whole"), (["cpu-seed0", "other"], "differ in"),
