@@ -81,7 +81,6 @@ progress { flex: 1; min-width: 2rem; accent-color: var(--mark) }
   nav, aside { display: none !important }
   section, .shown section:not(.here) { display: flex; width: 1280px; height: 719px; min-height: 0;
     overflow: hidden; font-size: calc(27px * var(--words)); break-after: page }
-  section:last-child { break-after: auto }
 }
 """
 _SCRIPT = """
