@@ -23,7 +23,7 @@ METADATA = {"kernelspec", "language_info"}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 COLAB = {"accelerator": "GPU", "colab": {"gpuType": "A100", "provenance": []}}
 TAGS = {"prediction", "answer", "exercise", "solution", "nbval-check-output", "model", "config",
-        "trainer", "scratch"}
+        "trainer", "scratch", "quiz"}
 SET_UP_NAMES = {*sys.stdlib_module_names, "set_up"}
 STOPS = {"input", "exit", "quit", "get_ipython", "system", "getpass", "login", "notebook_login",
          "mount", "upload"}
