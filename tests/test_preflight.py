@@ -1,8 +1,11 @@
 """Every check of the preflight, passing and failing; only what it reads is replaced."""
 
 import collections
+import getpass
 import os
+import platform
 import re
+import socket
 import subprocess
 import sys
 import types
@@ -67,7 +70,7 @@ def machine(tmp_path, monkeypatch):
                                  nvmlDeviceGetComputeRunningProcesses=lambda card: [])
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(module.metadata, "version", version)
+    monkeypatch.setattr(module.metadata, "version", version)  # set_up asks the same module
     monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
     # importing them takes half a minute; other tests below do it
     monkeypatch.setattr(module, "try_imports", lambda on_gpu: state.fault)
@@ -160,7 +163,7 @@ def test_an_older_driver_is_said_before_anything_is_imported(machine, capsys, mo
     monkeypatch.setattr(module, "try_imports", lambda on_gpu: pytest.fail("imported"))
     (line,) = fails(GPU, capsys)
     assert "driver" in line
-    seen = [line for _, line, _ in module._results(GPU)]
+    seen = [line for _, _, line, _ in module._results(GPU)]
     assert seen[1].startswith("driver") and "imports: not tried" in " ".join(seen)
 
 
@@ -204,7 +207,7 @@ def test_preinstalled_cuda_12_builds_are_seen_though_pip_is_content(machine, cap
 def test_torch_missing(machine, capsys):
     machine.versions["torch"] = None
     failed = fails(GPU, capsys)
-    assert "torch missing" in failed[0] and "torch is not installed" in failed[1]
+    assert "torch missing" in failed[0] and "builds needed, found torch missing" in failed[1]
 
 
 @pytest.mark.parametrize(("version", "line"), [
@@ -322,3 +325,25 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_is_loaded(capsy
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     preflight(CPU, "wandb")
     assert "OK   tracker wandb" in capsys.readouterr().out
+
+
+LINE = re.compile(r"The line to send: countdown (\S+), profile cpu \| (.+) \| Python [0-9.]+, "
+                  r"torch [0-9.]+\S* \| [0-9]+ cores, [0-9.]+ GiB of memory free, 2 GiB needed \| "
+                  r"([0-9.]+ GiB of disk free \| )?(OK|[0-9]+ of the checks above failed .+)")
+
+
+def test_the_last_line_is_one_to_send(tmp_path):
+    """It tells who reads thirty of them what to do, and nothing about whose machine it is."""
+    done = command(COUNTDOWN_RUNS=str(tmp_path / "a folder of mine"))
+    found = LINE.fullmatch(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and found[4] == "OK" and platform.machine() in found[2]
+    (tmp_path / "in the way").write_text("")
+    (tmp_path / "trl.py").write_text("import half_an_installation\n")
+    done = command(COUNTDOWN_RUNS=str(tmp_path / "in the way"),
+                   PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    line = done.stdout.splitlines()[-1]
+    assert done.returncode == 1 and LINE.fullmatch(line)
+    assert line.endswith("| 2 of the checks above failed (imports, runs folder): follow the arrows,"
+                         " then run this again")
+    whose = {getpass.getuser(), socket.gethostname(), os.path.expanduser("~"), str(ROOT)}
+    assert str(tmp_path) in done.stdout and not [w for w in {*whose, str(tmp_path)} if w in line]
