@@ -1,5 +1,7 @@
 """Pack one's own run into a small file: ``python -m lab.pack runs/a100``.
 
+With ``--evaluate`` it first answers the test puzzles at temperature 1, in place of notebook 05.
+
 ``python -m lab.pack --check FILE.zip`` reads such a file as what it is, a stranger's: it is held in
 memory, nothing of it is executed, every completion is graded again. With ``--keep`` it is copied to
 data/reader_runs/.
@@ -15,9 +17,11 @@ import re
 import stat
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from reprlib import repr as short
 
@@ -26,10 +30,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers.dataset import SHIPPED, load_split
-from helpers.paths import DATA, show
-from helpers.profiles import PROFILES, differences, settings
+from helpers.evaluation import as_shown, evaluate
+from helpers.models import load_model, lora_settings, saved_lora, trained_model
+from helpers.paths import DATA, RUNS, show
+from helpers.profiles import PROFILES, choose, differences, settings
+from helpers.prompts import build_messages
 from helpers.puzzles import canonical
-from helpers.runs import FILES
+from helpers.runs import FILES, held, last_checkpoint, read_config, read_rows, step_of
 from lab import untrusted
 from lab.record import keep
 from lab.report import STAGES, gains_of, regrade
@@ -38,11 +45,21 @@ SHELF = DATA / "reader_runs"
 SAMPLES = "samples.jsonl"
 ADVICE = {"config.json": "it is no run's folder: notebook 04 makes one, runs/<profile>",
           "metrics.jsonl": "train first: notebook 04",
-          "evaluation.parquet": "run notebook 05 first: it grades the model before and after"}
+          "evaluation.parquet": "run notebook 05 first: it grades the model before and after; or "
+                                "add --evaluate here, which is shorter"}
 PACKED, UNPACKED = 16 * 2**20, 64 * 2**20  # bytes at most, before and after unpacking
 ROWS = 60_000  # of any table
 TEXT = 40_000  # bytes of one completion
 CONFIG = {"profile": dict, "seed": int, "versions": dict, "hardware": str, "date": str}
+# What notebook 04's GRPOConfig takes from the profile, by the profile's name for it; and what
+# stands there itself. tests/lab/test_pack.py compares both with the notebook.
+ARGUMENTS = {name: name for name in ("max_completion_length", "temperature", "loss_type", "beta",
+                                     "epsilon", "epsilon_high", "learning_rate", "warmup_steps")}
+ARGUMENTS |= {"group_size": "num_generations", "mask_truncated": "mask_truncated_completions"}
+WRITTEN = {"scale_rewards": "group", "num_iterations": 1,
+           "reward_funcs": ["strict_format_reward_func", "equation_reward_func"]}
+COUNTED = ("group_size", "prompts_per_step", "lora_rank", "max_completion_length")
+BATCH = ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps")
 GRADED = {"temperature": float, "sample": int, "nums": list, "target": int, "completion": str,
           "tokens": int, "correct": bool}
 PLAIN = re.compile(r"[\n -%'-;=?-\[\]-~]*")  # printable ASCII, no markup (<, >, &), no backslash
@@ -79,6 +96,26 @@ class Run:
                 f"{hashlib.sha256(content).hexdigest()[:8]}")
 
     @property
+    def seed(self):
+        """The seed of the training, which notebook 04 can give apart from the run's."""
+        return self.config.get("training", {}).get("seed", self.config["seed"])
+
+    @property
+    def changes(self):
+        """What was changed of the profile and of notebook 04's settings, as text by name.
+
+        More puzzles a step where groups are smaller by as much are one change, not two. The code of
+        a reward is not recorded, only its name.
+        """
+        profile = PROFILES[self.config["profile"]["name"]]
+        had, others = _trained_with(self.config, profile)
+        found = {name: had.get(name) for name in differences(profile, had)}
+        if {"group_size", "prompts_per_step"} <= found.keys() and (
+                found["group_size"] * found["prompts_per_step"] == profile.completions_per_step):
+            found["group_size"] = f"{found['group_size']} ({found.pop('prompts_per_step')} prompts)"
+        return {name: short(value).strip("'") for name, value in (found | others).items()}
+
+    @property
     def remark(self):
         """What fewer steps than the profile's make of it: a list of one text, or of none."""
         profile, steps = PROFILES[self.config["profile"]["name"]], len(self.rows)
@@ -113,7 +150,10 @@ def unzip(path):
     """Return the bytes of a pack's files by name; nothing is written to the disk."""
     allowed, found = {*FILES, SAMPLES}, {}
     try:
-        if path.stat().st_size > PACKED:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise BadRun("it is no plain file but a folder, a link or a device")
+        if status.st_size > PACKED:
             raise BadRun(f"it is larger than {PACKED >> 20} MiB: no run is")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -205,12 +245,48 @@ def _config(data):
     profile = config["profile"]
     if profile.get("name") not in list(PROFILES):  # which need not be hashable
         raise BadRun(f"no profile is called {short(profile.get('name'))}")
-    if not (isinstance(profile.get("cold_start"), dict | None)
-            and _is_number(profile.get("max_completion_length"))):
-        raise BadRun("the profile's cold_start or max_completion_length is not like a run's")
+    if not isinstance(profile.get("cold_start"), dict | None) or not all(
+            _is_number(profile.get(name)) for name in COUNTED):
+        raise BadRun(f"the profile's cold_start, {', '.join(COUNTED)} are not like a run's")
+    training = config.get("training", {})
+    if not isinstance(training, dict) or training and not all(
+            type(training.get(name)) is int and training[name] > 0 for name in BATCH):
+        raise BadRun(f"config.json's training has no right {', '.join(BATCH)}")
     if not re.fullmatch(r"20\d\d-[01]\d-[0-3]\d", config["date"]):
         raise BadRun(f"config.json's date is {short(config['date'])}, not like 2026-11-27")
     return config
+
+
+def _trained_with(config, profile):
+    """Return a run's settings by the profile's names, and what else of notebook 04 was changed."""
+    had, arguments = dict(config["profile"]), config.get("training", {})
+    if not arguments:  # a run from before it was noted
+        return had, {}
+    had |= {name: arguments[theirs] for name, theirs in ARGUMENTS.items() if theirs in arguments}
+    group, micro_batch, passes = (arguments[name] for name in BATCH)
+    had["prompts_per_step"] = micro_batch * passes // group
+    had["format_weight"] = profile.format_weight  # it is one of the reward_weights
+    usual = WRITTEN | {"reward_weights": [profile.format_weight, 1.0],
+                       "puzzles": _prompts(had["puzzles"], config["seed"])}
+    if profile.lora_rank:
+        lora = lora_settings(had["lora_rank"])
+        usual["lora"] = {"r": lora["r"], "lora_alpha": lora["lora_alpha"],
+                         "target_modules": sorted(lora["target_modules"])}
+    others = {name: arguments[name] for name, value in usual.items()
+              if arguments.get(name, value) != value}
+    if "puzzles" in others:
+        others["training_puzzles"] = others.pop("puzzles")
+    if "reward_funcs" in others:  # another reward needs another weight: one change
+        others["reward_funcs"] = [others["reward_funcs"], others.pop("reward_weights", None)]
+    return had, others
+
+
+@cache
+def _prompts(puzzles, seed):
+    """Return what `helpers.training.note_settings` writes of notebook 04's prompts."""
+    rows = [{"prompt": build_messages(**puzzle)} | puzzle
+            for puzzle in as_shown(load_split(puzzles, "train").head(20_000), seed)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
 def _graded(files, name, also):
@@ -249,7 +325,9 @@ def _same_puzzles(frame, profile):
         if sorted(puzzles) != asked:
             raise BadRun(f"{stage} training, at temperature {temperature:g}, evaluation.parquet "
                          f"does not hold every test puzzle of {name} exactly once")
-    if not frame["tokens"].between(0, profile["max_completion_length"]).all():
+    most = max(profile["max_completion_length"],  # a shorter one in training alone is no limit here
+               PROFILES[profile["name"]].max_completion_length)
+    if not frame["tokens"].between(0, most).all():
         raise BadRun("a completion has more tokens than the profile's max_completion_length")
 
 
@@ -262,10 +340,10 @@ def result(run):
         What `read_pack` has checked.
     """
     config, profile = run.config, PROFILES[run.config["profile"]["name"]]
-    ours, theirs = settings(profile), config["profile"]
-    differ = [f"{name} {theirs.get(name)} (ours {ours[name]})"
-              for name in differences(profile, theirs)]
-    lines = [f"{profile.name}, seed {config['seed']}: {len(run.rows)} steps (the profile "
+    ours = settings(profile)
+    differ = [f"{name} {value}" + f" (ours {ours.get(name)})" * (name in ours)
+              for name, value in run.changes.items()]
+    lines = [f"{profile.name}, seed {run.seed}: {len(run.rows)} steps (the profile "
              f"has {profile.steps}), {config['hardware']}, {config['date']}",
              f"settings that differ from the profile's: {'; '.join(differ) or 'none'}",
              "versions: " + ", ".join(f"{k} {v}" for k, v in config["versions"].items())]
@@ -277,6 +355,66 @@ def result(run):
             f"{rates['after']:.1%} after, gain {100 * row['gain']:+.1f} points "
             f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f}), {row['n']:.0f} test puzzles")
     return lines + run.remark
+
+
+def answer(folder):
+    """Let a run's first and last weights answer the test puzzles once, at temperature 1.
+
+    It is what notebook 05 does, without the lower temperatures, and is written to the same file.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The run, after notebook 04.
+
+    Raises
+    ------
+    BadRun
+        If there is no model of the run's last step, or it cannot be loaded here.
+    """
+    _present(folder, "config.json", "metrics.jsonl")
+    start = time.monotonic()
+    try:
+        with held(folder):
+            profile, seed = _asked_of(folder)
+            weights, puzzles = _last_weights(folder), load_split(profile.puzzles, "test")
+            model, tokenizer = load_model(profile, lora=saved_lora(weights))
+            given = tokenizer, profile, puzzles
+            before = evaluate(model, *given, "before", (1.0,), seed)
+            after = evaluate(trained_model(model, profile, weights), *given, "after", (1.0,), seed)
+            both, path = pd.concat([before, after]), folder / "evaluation.parquet"
+            both.to_parquet(f"{path}.partial", compression="zstd", index=False)
+            os.replace(f"{path}.partial", path)
+    except (OSError, RuntimeError, ValueError) as error:  # each says what to do
+        raise BadRun(f"{show(folder)} cannot be evaluated: {error}") from error
+    print(f"{len(both):,} completions in {time.monotonic() - start:.0f} s")
+
+
+def _asked_of(folder):
+    """Return the profile that notebook 05 would evaluate a run with, and the run's seed."""
+    config = read_config(folder)
+    try:
+        own = {name: config["profile"][name] for name in ("name", "puzzles", "quantisation")}
+        return replace(choose(own["name"]), **own), config["seed"]
+    except (KeyError, TypeError) as error:
+        raise BadRun(f"its config.json is not a run's: {error!r}") from error
+
+
+def _last_weights(folder):
+    """Return the folder of the model that a run ended with: saved, or its last checkpoint."""
+    if any((folder / "final").glob("*.safetensors")):
+        return folder / "final"
+    steps, last = len(read_rows(folder / "metrics.jsonl")), last_checkpoint(folder)
+    if last is None or step_of(last) != steps:
+        raise BadRun(f"it holds no model of its last step, {steps}. Let notebook 04 train to its "
+                     "end")
+    return last
+
+
+def _present(folder, *names):
+    for name in names:
+        if not (folder / name).is_file():
+            raise BadRun(f"there is no {name} in {show(folder)}: {ADVICE[name]}")
 
 
 def pack(folder):
@@ -297,9 +435,7 @@ def pack(folder):
     BadRun
         If something is missing or is not as it should be. The run itself is left as it is.
     """
-    for name, advice in ADVICE.items():
-        if not (folder / name).is_file():
-            raise BadRun(f"there is no {name} in {show(folder)}: {advice}")
+    _present(folder, *ADVICE)
     files = {name: (folder / name).read_bytes() for name in (*FILES, SAMPLES)
              if (folder / name).is_file()}
     config = _json(files["config.json"], "config.json")
@@ -340,7 +476,10 @@ def _without_names(value, where="config.json"):
 def main(argv=None):
     """Read the command line; pack a run, or check a packed one. Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lab.pack", description=__doc__)
-    parser.add_argument("path", type=Path, help="a run's folder; with --check, a packed run")
+    parser.add_argument("path", type=Path,
+                        help="a run's folder, or its name under runs/; with --check, a packed run")
+    parser.add_argument("--evaluate", action="store_true",
+                        help="answer the test puzzles first, at temperature 1 only")
     parser.add_argument("--check", action="store_true", help="read a stranger's file")
     parser.add_argument("--keep", action="store_true",
                         help=f"with --check: copy it to {show(SHELF)}/")
@@ -349,14 +488,19 @@ def main(argv=None):
         if options.check or options.keep:
             run = read_pack(options.path)
         else:
-            path, run = pack(options.path.resolve())
+            named = RUNS / options.path
+            folder = (named if named.is_dir() and not options.path.is_dir()
+                      else options.path).resolve()
+            if options.evaluate:
+                answer(folder)
+            path, run = pack(folder)
     except BadRun as error:
         print(f"pack: {error}", file=sys.stderr)
         return 1
     print("\n".join(result(run)))
     if not (options.check or options.keep):
         print(f"{show(path)}: {path.stat().st_size / 1024:,.0f} KiB, "
-              f"{', '.join(run.files)}. Attach it to an issue of this repository")
+              f"{', '.join(run.files)}. Hand it in, or attach it to an issue of this repository")
     if options.keep:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in run.files.items():

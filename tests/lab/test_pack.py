@@ -17,13 +17,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from helpers import dataset, profiles
+from helpers import dataset, profiles, training
+from helpers.evaluation import sample_completions
+from helpers.exercises import reached
+from helpers.models import LINEAR_LAYERS, load_model
 from helpers.paths import ROOT
-from helpers.runs import FILES, REFERENCE_RUNS
-from lab import pack
+from helpers.runs import FILES, REFERENCE_RUNS, open_run, read_config
+from lab import pack, record
 
 EVIL = "<script>alert(1)</script>"
+TRAINING = {"num_generations": 16, "per_device_train_batch_size": 128,
+            "gradient_accumulation_steps": 1}  # the part of a run's settings that has to be there
 
 
 @pytest.fixture
@@ -122,13 +128,14 @@ def test_names_paths_and_tokens_stay_at_home(folder, monkeypatch, capsys):
     monkeypatch.setenv("USER", "ada")
     value = json.loads((folder / "config.json").read_text())
     value["command"] = "python -m lab.record --name /home/somebody/runs/x"
-    value["training"] = {"by": "Ada, on a rented card", "quoted": 'model="m"',
-                         "mail": "a@b.example", "drive": "C:\\runs", "all": ["hf_abcdefghijkl"],
-                         "key": "0123456789abcdef0123456789abcdef01234567", "home": "~/runs",
-                         "kept": "reward a / b, 2.2 @ 3, data/puzzles/cpu-test.parquet, adapter"}
+    value["training"] = TRAINING | {
+        "by": "Ada, on a rented card", "quoted": 'model="m"', "mail": "a@b.example",
+        "drive": "C:\\runs", "all": ["hf_abcdefghijkl"], "home": "~/runs",
+        "key": "0123456789abcdef0123456789abcdef01234567",
+        "kept": "reward a / b, 2.2 @ 3, data/puzzles/cpu-test.parquet, adapter"}
     (folder / "config.json").write_text(json.dumps(value))
     _, run = pack.pack(folder)
-    assert run.config["training"] == dict.fromkeys(value["training"], "left out") | {
+    assert run.config["training"] == dict.fromkeys(value["training"], "left out") | TRAINING | {
         "all": ["left out"], "kept": value["training"]["kept"]}
     assert run.config["command"] == "left out"
     assert capsys.readouterr().out.count("left out: ") == 8
@@ -179,6 +186,129 @@ def test_public_puzzles_that_cannot_be_had_are_said(packed, tmp_path, monkeypatc
         pack.check(config(lambda c: c["profile"].update(puzzles="public"))(packed))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trainer as notebook 04 makes it, with a rate and groups of its reader's, and its run."""
+    run = open_run(profiles.CPU, 3, folder=tmp_path_factory.mktemp("runs") / "try-1")
+    model, tokenizer = record.make_model(profiles.CPU)
+    config = record.make_config(profiles.CPU, run, 3, num_generations=4, learning_rate=8e-4)
+    puzzles = dataset.load_split("cpu", "train").head(20_000)
+    return record.make_trainer(model, tokenizer, config, record.REWARDS,
+                               training.prompt_dataset(puzzles, 3)), run
+
+
+def named(trained, **arguments):
+    """What a packed run says was changed, after some of its trainer's settings are."""
+    trainer, run = trained
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in arguments.items():
+            patch.setattr(trainer.args, name, value)
+        training.note_settings(trainer, run)
+    return pack.Run(read_config(run), [], pd.DataFrame(), {}).changes
+
+
+def test_what_is_changed_in_the_notebooks_settings_is_named(trained):
+    both = {"group_size": "4 (32 prompts)", "learning_rate": "0.0008"}
+    usual = {"num_generations": 16, "learning_rate": 2e-4}
+    assert named(trained) == both and named(trained, **usual) == {}
+    assert named(trained, **usual, per_device_train_batch_size=32,
+                 gradient_accumulation_steps=4) == {}  # the same batch
+    assert named(trained, **usual, gradient_accumulation_steps=2) == {"prompts_per_step": "16"}
+    for name, value in [("temperature", 0.7), ("beta", 0.04), ("loss_type", "grpo"),
+                        ("scale_rewards", "none"), ("num_iterations", 2), ("warmup_steps", 5),
+                        ("reward_weights", [0.0, 1.0]), ("epsilon_high", 0.2),
+                        ("max_completion_length", 64)]:
+        assert named(trained, **usual | {name: value}) == {name: str(value).strip("'")}
+    assert named(trained, **usual, mask_truncated_completions=True) == {"mask_truncated": "True"}
+
+
+def test_another_reward_or_other_puzzles_are_one_change_each(trained, monkeypatch):
+    trainer, _ = trained
+    usual = {"num_generations": 16, "learning_rate": 2e-4}
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "reward_funcs", [*trainer.reward_funcs, reached])
+        changed = named(trained, **usual, reward_weights=[1.0, 1.0, 0.5])
+        assert list(changed) == ["reward_funcs"] and "reached" in changed["reward_funcs"]
+        assert "0.5" in changed["reward_funcs"]
+    monkeypatch.setattr(trainer, "train_dataset", trainer.train_dataset.select(range(200)))
+    assert list(named(trained, **usual)) == ["training_puzzles"]
+
+
+def test_an_adapter_of_another_rank_is_one_change():
+    lora = {"r": 32, "lora_alpha": 64, "target_modules": sorted(LINEAR_LAYERS)}
+    value = {"profile": profiles.settings(profiles.SMOLLM2), "seed": 0,
+             "training": TRAINING | {"per_device_train_batch_size": 256, "lora": lora}}
+    assert pack.Run(value, [], None, {}).changes == {}
+    value["training"]["lora"] = lora | {"r": 8}
+    assert list(pack.Run(value, [], None, {}).changes) == ["lora"]
+    value["profile"]["lora_rank"] = 8
+    value["training"]["lora"] = lora | {"r": 8, "lora_alpha": 16}
+    assert pack.Run(value, [], None, {}).changes == {"lora_rank": "8"}
+
+
+def test_a_recorded_run_of_before_has_the_settings_of_its_profile(packed):
+    files = config(lambda c: c["profile"].update(max_completion_length=64))(packed)
+    assert pack.check(files).changes == {"max_completion_length": "64"}  # longer answers pass
+    assert pack.check(packed).changes == {} and pack.check(packed).seed == 0
+    other = config(lambda c: c.update(training=TRAINING | {"seed": 5}))(packed)
+    assert pack.check(other).seed == 5
+
+
+@pytest.fixture
+def unevaluated(folder, monkeypatch):
+    """A run as notebook 04 leaves it, whose weights are those it began with; 30 test puzzles."""
+    few = dataset.load_split("cpu", "test").head(30)
+    monkeypatch.setattr(pack, "load_split", lambda name, part: few)
+    (folder / "evaluation.parquet").unlink()
+    shutil.copytree(ROOT / profiles.CPU.model, folder / "final")
+    return folder
+
+
+def test_evaluated_on_the_way_as_notebook_05_does(unevaluated, capsys, monkeypatch):
+    monkeypatch.setattr(pack, "RUNS", unevaluated.parent)
+    assert pack.main([unevaluated.name, "--evaluate"]) == 0  # by its name under runs/
+    said = capsys.readouterr().out
+    assert "60 completions in " in said and "gain +0.0 points" in said and ".zip: " in said
+    frame = pd.read_parquet(unevaluated / "evaluation.parquet")
+    assert frame["temperature"].eq(1).all() and frame["sample"].eq(0).all()
+    before, after = (frame[frame["stage"] == stage].drop(columns="stage").reset_index(drop=True)
+                     for stage in ("before", "after"))
+    pd.testing.assert_frame_equal(before, after)
+    model, tokenizer = load_model(profiles.CPU)
+    again = sample_completions(model, tokenizer, profiles.CPU, pack.load_split("cpu", "test"), 1.0)
+    assert before["completion"].tolist() == again["completion"].tolist()
+
+
+def test_without_a_saved_model_the_last_checkpoint_answers(unevaluated, capsys):
+    last = unevaluated / "checkpoint-80"
+    (unevaluated / "final").rename(last)
+    (last / "trainer_state.json").write_text('{"global_step": 80}')
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, last / name)
+    assert pack._last_weights(unevaluated) == last
+    (unevaluated / "metrics.jsonl").write_bytes(
+        (unevaluated / "metrics.jsonl").read_bytes() + b'{"step": 81}\n')
+    assert pack.main(["--evaluate", str(unevaluated)]) == 1
+    assert "holds no model of its last step, 81. Let notebook 04" in capsys.readouterr().err
+    assert not (unevaluated / "evaluation.parquet").exists()
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda run: (run / "metrics.jsonl").unlink(), "no metrics.jsonl in .*train first"),
+    (lambda run: (run / "config.json").write_text("{}"), "not a run's: KeyError.'profile'"),
+    (lambda run: (run / "config.json").write_text('{"profile": 1}'), "not a run's: TypeError"),
+    (lambda run: (run / "config.json").write_text("{"), "config.json is not whole"),
+    (lambda run: (run / "final/model.safetensors").write_bytes(b"x"), "holds no whole model"),
+    (lambda run: (run / "config.json").write_text(json.dumps({"profile": dict(
+        name="x", puzzles="cpu", quantisation=None)})), "no profile is called 'x'")])
+def test_what_keeps_a_run_from_being_evaluated_is_said_in_a_line(
+        spoil, said, unevaluated, capsys):
+    spoil(unevaluated)
+    assert pack.main(["--evaluate", str(unevaluated)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1
+
+
 def test_samples_of_the_training_travel_with_it(packed):
     assert "samples.jsonl" in pack.check(samples()(packed)).files
 
@@ -203,7 +333,11 @@ HOSTILE = {
     "its puzzles are '../../secret': only runs on 3to4, cpu, public": config(
         lambda c: c["profile"].update(puzzles="../../secret")),
     r"its puzzles are \['cpu'\]": config(lambda c: c["profile"].update(puzzles=["cpu"])),
-    "cold_start or max_completion_length": config(lambda c: c["profile"].update(cold_start=[1])),
+    "cold_start, .* max_completion_length": config(lambda c: c["profile"].update(cold_start=[1])),
+    "group_size, .* not like a run's": config(lambda c: c["profile"].update(group_size="16")),
+    "training has no right num_generations, ": config(lambda c: c.update(training=[1])),
+    "no right .*gradient_accumulation_steps": config(lambda c: c.update(training=TRAINING | {
+        "num_generations": 0})),
     "config.json is not plain text": config(lambda c: c.update(hardware=EVIL)),
     "not plain text, or is longer": config(lambda c: c.update(hardware="\x1b[2J")),
     "config.json is not plain text, or": config(lambda c: c.update(hardware="x" * 70_000)),
@@ -287,6 +421,19 @@ def test_only_the_known_plain_files_come_out(packed, tmp_path):
     with pytest.raises(pack.BadRun, match="each once"):
         pack.read_pack(tmp_path / "x.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
+def test_what_is_no_plain_file_is_not_opened(packed, tmp_path):
+    whole = zipped(tmp_path / "x.zip", packed)
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "link.zip").symlink_to(whole)
+    names = ["folder.zip", "link.zip"]
+    if hasattr(os, "mkfifo"):  # who opens a pipe waits for ever
+        os.mkfifo(tmp_path / "pipe.zip")
+        names.append("pipe.zip")
+    for name in names:
+        with pytest.raises(pack.BadRun, match="no plain file but a folder, a link or a device"):
+            pack.read_pack(tmp_path / name)
 
 
 def test_a_bomb_is_not_unpacked(packed, tmp_path):
