@@ -224,8 +224,9 @@ def notes(means):
     else:
         text.append(
             f"{count} training{'s' * (count > 1)} changed nothing. One more of the same kind would "
-            f"lie outside of their range by chance in {200 / (count + 1):.0f} % of cases: a setting "
-            "that was trained once and lies outside is a guess, to be tried with other seeds.")
+            f"lie outside of their range by chance in {200 / (count + 1):.0f} % of cases: a "
+            "setting that was trained once and lies outside is a guess, to be tried with other "
+            "seeds.")
     text.append("The largest of many gains is flattered by chance, too: train it again before you "
                 "believe it. A reward's code is not recorded, only its name.")
     return text
