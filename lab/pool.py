@@ -31,7 +31,7 @@ BLUE, GREY = "#0072B2", "0.45"
 _STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100%; height: auto } .wide { overflow-x: auto }
+img { max-width: 100%; height: auto; margin: 1rem 0 } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 14px }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #888;
 overflow-wrap: anywhere }
