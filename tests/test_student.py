@@ -1,5 +1,9 @@
-"""The student edition: it runs unsolved, and with the solutions put in every check is green."""
+"""The student edition: it runs unsolved, and with the solutions put in every check is green.
 
+And a reader may begin with any lesson: each runs here from an empty runs folder.
+"""
+
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from helpers.exercises import NOT_ANSWERED, STILL_TO_DO
-from helpers.paths import ROOT
+from helpers.paths import DATA, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 LESSONS = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
@@ -60,14 +64,24 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", LESSONS)  # (MORE has no exercises: nbval runs the same cells)
-def test_it_runs_unsolved(student, runs, name):
+def test_it_runs_unsolved(student, runs, tmp_path, name):
     book = nbformat.read(student / name, as_version=4)
-    execute(book, runs, name)
+    execute(book, runs if name[:2] in ("04", "05") else tmp_path, name)  # tmp_path: empty
     for cell in book.cells:
+        if cell.cell_type == "code" and tagged(cell, "quiz"):
+            assert printed(cell).startswith("not answered yet: write five letters")
         if cell.cell_type == "code" and tagged(cell, "exercise"):
             assert STILL_TO_DO in printed(cell)
         if cell.cell_type == "code" and "predicted(my_guess" in cell.source:
             assert NOT_ANSWERED in printed(cell)
+
+
+def test_the_evaluation_starts_without_the_training_before_it(student, tmp_path):
+    book = nbformat.read(student / "05_evaluate.ipynb", as_version=4)
+    execute(book, tmp_path, "05_evaluate.ipynb")
+    shown = "".join(printed(cell) for cell in book.cells if cell.cell_type == "code")
+    assert "a recorded run stands in for yours: cpu-seed0" in shown
+    assert "stand-in: gained" in shown and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", LESSONS)
@@ -77,7 +91,11 @@ def test_with_the_solutions_every_check_is_green(runs, name):
                       if cell.cell_type == "code" and tagged(cell, "solution")])
     book.cells = [next(solutions) if cell.cell_type == "code" and tagged(cell, "exercise") else cell
                   for cell in book.cells if not tagged(cell, "solution")]
+    key = json.loads((DATA / "quiz.json").read_text(encoding="utf-8"))[name[:2]]
+    book.cells[-2].source = book.cells[-2].source.replace(
+        "None", repr("".join(asked["right"] for asked in key)))
     execute(book, runs, name)
+    assert printed(book.cells[-2]).count(": right. ") == 5
     checked = [cell for cell in book.cells if tagged(cell, "solution")]
     assert len(checked) >= 3
     for cell in checked:
