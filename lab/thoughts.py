@@ -439,7 +439,8 @@ def main(argv=None):
     puzzles = load_split(profile.puzzles, options.part)
     if options.puzzles is not None and options.puzzles < len(puzzles):
         puzzles = puzzles.sample(options.puzzles, random_state=0).sort_index()
-    longest = profile.max_prompt_length + profile.max_completion_length + ROOM
+    # the tags around a thought that was cut off, and an answer after it
+    longest = profile.max_prompt_length + profile.max_completion_length + 2 * ROOM
     model, tokenizer = load_model(profile, lora=saved_lora(folders[0]), max_seq_length=longest)
     words = sys.argv[1:] if argv is None else argv
     for weights in folders:

@@ -12,8 +12,10 @@ from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import as_shown, sample_completions
 from helpers.models import load_model, load_tokenizer
-from helpers.paths import ROOT
+from helpers.paths import DATA, ROOT
 from helpers.prompts import build_messages
+from helpers.rewards import is_correct
+from helpers.runs import find_runs
 from lab import thoughts
 from lab.thoughts import Writer
 
@@ -240,3 +242,36 @@ def test_what_is_no_run_is_refused_before_a_model_is_loaded(runs, capsys):
         with pytest.raises(SystemExit):
             thoughts.main(words)
         assert message in capsys.readouterr().err.splitlines()[-1], words
+
+
+RECORDS = find_runs("cpu", DATA / "thoughts")
+
+
+def test_the_record_is_whole_and_small():
+    assert len(RECORDS) == 3
+    files = [path for folder in RECORDS for path in folder.iterdir()]
+    assert sum(path.stat().st_size for path in files) < 300_000
+    table, held_out = thoughts.load(RECORDS), load_split("cpu", "test")
+    expected = {(tuple(sorted(nums)), target) for nums, target in
+                zip(held_out["nums"], held_out["target"], strict=True)}
+    for key, part in table.groupby(["run", "stage", "arm"]):
+        assert set(zip(part["nums"], part["target"], strict=True)) == expected, key
+    assert len(table) == 3 * 2 * len(thoughts.ARMS) * len(expected)
+    assert (table["unaided"] <= table["right"]).all() and (table["held"] <= table["tried"]).all()
+    assert (table["copied"] <= table["tried"]).all()
+    assert thoughts.load(RECORDS, "lines", thoughts.LINE_COUNTS)["arm"].nunique() == 2
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_the_examples_grade_as_they_did_and_agree_with_the_counts(folder):
+    config = json.loads((folder / "config.json").read_text())
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert config["part"] == "test" and set(examples["arm"]) == set(thoughts.ARMS)
+    graded = [is_correct(text, nums, target) for text, nums, target in zip(
+        examples["completion"], examples["nums"], examples["target"], strict=True)]
+    assert graded == examples["correct"].tolist()
+    again = thoughts.tally(thoughts.looked_at(examples), thoughts.COUNTS)
+    recorded = thoughts.load([folder]).merge(again, on=thoughts.KEY, suffixes=("", "_again"))
+    assert config["samples"] == 1 and len(recorded) == len(examples)
+    for name in thoughts.COUNTS:
+        assert (recorded[name] == recorded[f"{name}_again"]).all(), name
