@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STUDENT := student
+OFFLINE := offline
 PINS := environment.yml
 OLDEST := runs/oldest
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -20,6 +21,15 @@ GPU_ENV = $(PYTHON) -c 'import pytest, torch, helpers' 2>/dev/null || { \
 	echo "This runs in the GPU environment, not in .venv: conda env create -f environment.yml &&" \
 	"conda activate countdown-grpo" >&2; exit 1; }
 
+# make lab WHEELS=../folder: a folder that `make offline` gathered, instead of a package index.
+ifdef WHEELS
+ifeq ($(wildcard $(WHEELS)/torch-*.whl),)
+$(error There are no wheels in WHEELS=$(WHEELS): name a folder that `make offline` gathered, without spaces in it)
+endif
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(WHEELS)
+endif
+
 # What would lead pip or Python away from .venv, or leave half of it out.
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PYTHONHOME
@@ -28,7 +38,7 @@ unexport PYTHONPATH
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab student test-oldest test-gpu test-gpu-notebooks clean
+.PHONY: help tutorial test lab student offline test-oldest test-gpu test-gpu-notebooks clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -72,6 +82,10 @@ student: $(STAMP)  ## write the student edition to student/: no solutions, no an
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution \
 		--TagRemovePreprocessor.remove_all_outputs_tags=answer notebooks/$$part/*.ipynb || exit 1; done
 	@echo "Written to $(STUDENT)/: open it in JupyterLab like notebooks/."
+
+offline: $(STAMP)  ## gather what laptops without a network need (PLATFORMS="windows-amd64 ..." PYTHONS="3.12 ...")
+	@$(PY) -m lab.offline --folder "$(OFFLINE)" --torch-index "$(TORCH_INDEX)" \
+		$(if $(PLATFORMS),--platforms $(PLATFORMS)) $(if $(PYTHONS),--pythons $(PYTHONS))
 
 test-gpu:  ## the tests that need a GPU, in the activated environment of environment.yml
 	@$(GPU_ENV)
@@ -119,11 +133,12 @@ $(STAMP): pyproject.toml environment.yml
 	@$(PIP) install --retries 1 --timeout 20 -c $(VENV)/constraints.txt setuptools wheel \
 	2> $(VENV)/pip.log || { \
 	echo "pip could not install them. Its own words:" >&2; cat $(VENV)/pip.log >&2; \
-	echo "If it cannot reach a package index: connect to the network, or point pip at a mirror" >&2; \
-	echo "(PIP_INDEX_URL=address) or a folder of wheels (PIP_NO_INDEX=1 PIP_FIND_LINKS=folder)," >&2; \
+	echo "If it cannot reach a package index: connect to the network, point pip at a mirror" >&2; \
+	echo "(PIP_INDEX_URL=address) or name a folder that \`make offline\` gathered (WHEELS=folder)," >&2; \
 	echo "then run the same command again." >&2; exit 1; }
 	@echo "  2/3 $(TORCH)"
 	@if [ "$$(uname -s)" != Linux ]; then $(PIP) install $(TORCH); \
+	elif [ -n "$$PIP_NO_INDEX" ]; then $(PIP) install --no-deps $(TORCH); \
 	elif $(PY) -c 'import urllib.request; urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=5)' \
 		>/dev/null 2>&1; \
 	then $(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH); \

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -28,16 +29,16 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 '''
 
 
-def write_wheel(folder, name, files, needs=()):
-    about, version = f"{name}-2.13.0.dist-info", "2.13.0"
+def write_wheel(folder, name, files, needs=(), version="2.13.0", tag="py3-none-any"):
+    about = f"{name}-{version}.dist-info"
     extras = "Provides-Extra: cpu\nProvides-Extra: dev\n"
     files = files | {
         f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{extras}"
         + "".join(f"Requires-Dist: {need}\n" for need in needs),
         f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
-                          "Tag: py3-none-any\n"}
+                          f"Tag: {tag}\n"}
     files[f"{about}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{about}/RECORD"])
-    file = f"{name}-{version}-py3-none-any.whl"
+    file = f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(os.path.join(folder, file), "w") as wheel:
         for path, text in files.items():
             wheel.writestr(path, text)
@@ -67,13 +68,33 @@ def folder(tmp_path_factory):
     return place
 
 
-def make(project, *arguments, **variables):
+CUT_OFF = ["unshare", "--map-root-user", "--net"]  # a network of its own, with nothing in it
+
+
+def without_network():
+    """Return the words before a command that run it without a network; it is tried that they do."""
+    if not shutil.which("unshare") or subprocess.run([*CUT_OFF, "true"]).returncode:
+        pytest.skip("this machine does not let a command's network be cut off (unshare)")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ask = [sys.executable, "-c", "import socket, sys; socket.create_connection(('127.0.0.1', "
+               "int(sys.argv[1])), 5)", str(server.getsockname()[1])]
+        assert subprocess.run(ask).returncode == 0
+        refused = subprocess.run([*CUT_OFF, *ask], capture_output=True, text=True)
+        assert "Network is unreachable" in refused.stderr or "refused" in refused.stderr
+    return CUT_OFF
+
+
+cut_off = pytest.fixture(without_network)
+
+
+def make(project, *arguments, before=(), **variables):
     own = {name: value for name, value in os.environ.items()
            if not name.startswith(("MAKE", "PIP_", "PYTHON"))}
     own |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project.parent / "packages")}
     return subprocess.run(
-        ["make", ".venv/.installed", "TORCH_INDEX=http://127.0.0.1:9", *arguments], cwd=project,
-        env={**own, "PYTHON": sys.executable, **variables}, capture_output=True, text=True)
+        [*before, "make", ".venv/.installed", "TORCH_INDEX=http://127.0.0.1:9", *arguments],
+        cwd=project, env={**own, "PYTHON": sys.executable, **variables}, capture_output=True,
+        text=True)
 
 
 def helpers_of(project):
@@ -131,6 +152,17 @@ def test_a_copied_or_renamed_folder_gets_an_environment_of_its_own(project, fold
     shown = make(renamed, "-n").stdout
     assert ".venv was made for another folder" in shown and 'test -z "moved" &&' in shown
     shutil.rmtree(renamed)
+
+
+def test_set_up_from_a_folder_with_the_network_cut_off(project, cut_off):
+    index = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    done = make(project, before=cut_off, **index)
+    assert done.returncode and "a folder that `make offline` gathered (WHEELS=" in done.stderr
+    done = make(project, "WHEELS=../packages", before=cut_off, **index)
+    assert done.returncode == 0, done.stderr
+    assert helpers_of(project) == str(project) and "cannot be reached" not in done.stdout
+    done = make(project, "WHEELS=../nothing", **index)
+    assert done.returncode and "There are no wheels in WHEELS=../nothing" in done.stderr
 
 
 @pytest.mark.parametrize(("version", "good"), [
