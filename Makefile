@@ -38,7 +38,7 @@ unexport PYTHONPATH
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help tutorial test lab student offline test-oldest test-gpu test-gpu-notebooks clean
+.PHONY: help tutorial test lab student slides offline test-oldest test-gpu test-gpu-notebooks clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 26
@@ -82,6 +82,9 @@ student: $(STAMP)  ## write the student edition to student/: no solutions, no an
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution \
 		--TagRemovePreprocessor.remove_all_outputs_tags=answer notebooks/$$part/*.ipynb || exit 1; done
 	@echo "Written to $(STUDENT)/: open it in JupyterLab like notebooks/."
+
+slides: $(STAMP)  ## one HTML file of the workshop's slides: runs/slides.html
+	@$(PY) -m lab.slides
 
 offline: $(STAMP)  ## gather what laptops without a network need (PLATFORMS="windows-amd64 ..." PYTHONS="3.12 ...")
 	@$(PY) -m lab.offline --folder "$(OFFLINE)" --torch-index "$(TORCH_INDEX)" \

@@ -34,9 +34,9 @@ def code_cells(book):
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
-def test_there_are_six_lessons_and_six_for_the_curious():
+def test_there_are_six_lessons_and_seven_for_the_curious():
     assert [path.name[:2] for path in LESSONS] == ["01", "02", "03", "04", "05", "06"]
-    assert len(PATHS) - len(LESSONS) == 6
+    assert len(PATHS) - len(LESSONS) == 7
 
 
 @each
