@@ -5,6 +5,7 @@ With ``--reference`` its three small files are copied to data/reference_runs/<pr
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -184,7 +185,27 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
     spent += time.monotonic() - start
-    frame = pd.concat([before, after], ignore_index=True)
+    finish(run, profile, part, pd.concat([before, after], ignore_index=True), spent,
+           "python -m lab.record")
+    if watch:
+        replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
+    return run
+
+
+def finish(run, profile, part, frame, seconds, command, **more):
+    """Write a trained run's evaluation, and what config.json says about it; print the success.
+
+    Parameters
+    ----------
+    run, profile, part : pathlib.Path, helpers.profiles.Profile, str
+        As in `record`.
+    frame, seconds : pandas.DataFrame, float
+        The graded answers before and after training, and the time that they took.
+    command : str
+        What was called; this process's arguments are added.
+    **more
+        Further entries of config.json.
+    """
     partial = run / "evaluation.parquet.partial"
     frame.to_parquet(partial, compression="zstd", index=False)
     partial.replace(run / "evaluation.parquet")
@@ -192,17 +213,14 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     config["evaluated_on"] = (f"data/puzzles/{profile.puzzles}-{part}.parquet"
                               if profile.puzzles in SHIPPED else f"{profile.puzzles}, part {part}")
     config["training_seconds"] = read_rows(run / "metrics.jsonl")[-1]["seconds"]
-    config["evaluation_seconds"] = round(spent, 1)
-    config["wall_seconds"] = round(config["training_seconds"] + spent, 1)
+    config["evaluation_seconds"] = round(seconds, 1)
+    config["wall_seconds"] = round(config["training_seconds"] + seconds, 1)
     begin = starting_point(profile)
     if begin and (begin / "cold_start.json").exists():
         config["cold_start"] = json.loads((begin / "cold_start.json").read_text())
-    config["command"] = "python -m lab.record " + " ".join(sys.argv[1:])
-    write_json(run / "config.json", config)
-    if watch:
-        replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
+    config["command"] = f"{command} " + " ".join(sys.argv[1:])
+    write_json(run / "config.json", config | more)
     print(success(frame).round(3).to_string())
-    return run
 
 
 def by_difficulty(puzzles, n, seed=0):
@@ -283,6 +301,8 @@ def main():
     parser.add_argument("--name", help="the folder under runs/; <profile>-seed<k> if not given")
     parser.add_argument("--reference", action="store_true", help="copy it to data/reference_runs/")
     options = parser.parse_args()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("this trains in one process: for several say -m lab.several_gpus")
     changes = {"learning_rate": options.learning_rate, "steps": options.steps}
     try:
         profile = profiles.choose(options.profile)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from helpers.dataset import load_split
 from helpers.intervals import paired_gain
 from helpers.paths import DATA
 from helpers.runs import append_row, find_runs, read_rows
-from lab.record import by_difficulty, curve
+from lab.record import by_difficulty, curve, main
 from lab.report import regrade
 from lab.saved import PUZZLES, WAYS
 
@@ -28,6 +29,14 @@ def test_the_curve_counts_what_was_right_and_when(tmp_path):
     assert rows == [{"step": 0, "seconds": 0.0, "right": 1, "n": 2},
                     {"step": 2, "seconds": 7.0, "right": 2, "n": 2}]
     json.dumps(rows)
+
+
+def test_several_processes_are_sent_elsewhere(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["record", "--profile", "cpu"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "for several say -m lab.several_gpus" in capsys.readouterr().err
 
 
 def test_runs_that_ask_many_prompts_or_one_are_there_in_pairs():
