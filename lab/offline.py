@@ -49,11 +49,7 @@ The laptop needs Python (the version that the folder's name ends in) and 3 GB of
 Copy project.zip and the folder of your system to the laptop's disk, into one folder with a
 short name, such as C:\\grpo. Open a terminal there (Windows: PowerShell) and type the lines
 below. The fifth one ends with a line to send to your teacher, the last one opens the lesson.
-{commands}
-Where there is make, one line does it after `cd countdown`, with your own folder's name:
-
-    make lab WHEELS=../{example} PYTHON=python{python}
-"""
+{commands}"""
 COMMANDS = """
 == {target}
 
@@ -63,6 +59,11 @@ COMMANDS = """
     {own} -m pip install --no-index --find-links {up}{target} -e ".[cpu,dev]"
     {own} -m helpers.preflight
     {own} -m jupyterlab --notebook-dir=. {lesson}/01_explore_the_dataset.ipynb
+"""
+WITH_MAKE = """
+Where there is make, after `cd countdown` this line does the same:
+
+    make lab WHEELS=../{target} PYTHON={start}
 """
 
 
@@ -234,12 +235,11 @@ def read_me(root, targets):
     commands, lesson = "", "student" if (root / "student").is_dir() else "notebooks"
     for target in targets:
         windows = target.system.startswith("windows")
-        commands += COMMANDS.format(
+        commands += (COMMANDS + WITH_MAKE * (not windows)).format(
             target=target, lesson=lesson, up="..\\" if windows else "../",
             start=f"py -{target.python}" if windows else f"python{target.python}",
             own=".venv\\Scripts\\python" if windows else ".venv/bin/python")
-    return READ_ME.format(date=date.today(), version=project_version(root), commands=commands,
-                          example=targets[0], python=targets[0].python)
+    return READ_ME.format(date=date.today(), version=project_version(root), commands=commands)
 
 
 def finish(root, folder):

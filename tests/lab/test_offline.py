@@ -78,6 +78,8 @@ def test_each_kind_of_laptop_gets_what_it_asks_for(project, tmp_path, capsys):
     assert rf"pip install --no-index --find-links ..\{WINDOWS} -e" in text
     assert f"py -{PYTHON} -m venv .venv" in text and r".venv\Scripts\python -m helpers" in text
     assert "--notebook-dir=. student/01_" in text
+    assert text.count(f"make lab WHEELS=../{LINUX} PYTHON=python{PYTHON}\n") == 1 == text.count(
+        "make lab")
     packed = set(zipfile.ZipFile(tmp_path / "stick" / "project.zip").namelist())
     assert packed == {f"countdown/{name}" for name in (
         "pyproject.toml", "environment.yml", "backend.py", "wheels.py", "VERSION",
