@@ -26,8 +26,9 @@ def predicted(guess, answer, within=0.0, because=""):
     if guess is None:
         print(NOT_ANSWERED)
         return
-    verdict = "right" if _same(guess, answer, within) else f"you said {guess}; it is {answer}"
-    print(f"{verdict}. {because}".strip())
+    right = _same(_meant(guess, answer), answer, within)
+    shown = f"{answer:.4g}" if isinstance(answer, float) else answer
+    print(f"{'right' if right else f'you said {guess}; it is {shown}'}. {because}".strip())
 
 
 def check(attempt, cases, hint=""):
@@ -88,6 +89,19 @@ def quiz(notebook, answers):
         right = letter == one["right"]
         print(f"{number} {letter}: {'right' if right else 'wrong'}. {one['options'][letter]['why']}"
               + f' Read again: "{one["again"]}".' * (not right))
+
+
+def _meant(guess, answer):
+    """Return a guess that was written as a text as it is meant: "Up" as "up", "68 %" as 68."""
+    if not isinstance(guess, str):
+        return guess
+    if isinstance(answer, str):
+        one, other = (re.sub(r"[\W_]", "", text).lower() for text in (guess, answer))
+        return answer if one == other else guess
+    try:
+        return float(guess.strip(" %"))
+    except ValueError:
+        return guess
 
 
 def _same(one, other, within):

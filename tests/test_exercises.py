@@ -18,7 +18,10 @@ def said(capsys):
     (2.7, 3, 0.2, "you said 2.7; it is 3"), ("up", "up", 0, "right"),
     ("down", "up", 0, "you said down; it is up"), ({1}, {1}, 0, "right"),
     ({1, 2}, {1}, 0, "you said"),
-    ("3", 3, 0, "you said 3; it is 3"), (0, 0.0, 0, "right"), ([1, 2], 3, 0, "you said"),
+    ("3", 3, 0, "right"), ("68 %", 68, 0, "right"), ("many", 3, 0, "you said many; it is 3"),
+    (" Up", "up", 0, "right"), ("n f, e", "nfe", 0, "right"), (3, "up", 0, "you said 3; it is up"),
+    (1, 98.09029308831295, 0, "you said 1; it is 98.09"), (0, 0.0, 0, "right"),
+    ([1, 2], 3, 0, "you said"),
 ])
 def test_a_prediction_is_compared(capsys, guess, answer, within, begins):
     predicted(guess, answer, within, because="So it is.")
