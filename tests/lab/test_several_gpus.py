@@ -78,10 +78,12 @@ def child(arguments, patch):
         return made[0]
 
     patch(several_gpus, "REWARDS", (several_gpus.REWARDS[0], equation_reward))
-    patch(several_gpus, "load_split", lambda puzzles, part: load_split(puzzles, part).head(40))
+    patch(several_gpus, "load_split", lambda puzzles, part: load_split(puzzles, part).head(
+        8 if part == "train" else 40))  # an epoch has two steps
     patch(several_gpus, "make_trainer", kept)
     patch(GRPOTrainer, "_generate_single_turn", seeded(GRPOTrainer._generate_single_turn))
     several_gpus.main(arguments)
+    runs.append_row(notes, {"seed": torch.initial_seed()})
     weights = [p.detach().double() for p in made[0].model.parameters() if p.requires_grad]
     runs.append_row(notes, {"step": made[0].state.global_step,
                             "weights": [float((w * (i + 1)).sum()) for i, w in enumerate(weights)]})
@@ -169,6 +171,9 @@ def test_two_processes_make_the_run_of_one(whole, two):
     rows = same_metrics(folder / "run", whole / "run")
     assert any(row["truncated"] < 1 for row in rows)  # so no two processes have as many tokens
     assert last(folder, 0) == last(folder, 1)  # the weights, to the last digit
+    seeds = [row["seed"] for rank in (0, 1) for row in runs.read_rows(
+        folder / f"notes-{rank}.jsonl") if "seed" in row]
+    assert seeds == [0, 1]  # else both would sample with the same random numbers
     assert last(folder, 0)["weights"] == pytest.approx(last(whole, 0)["weights"], abs=1e-2)
     names = [sorted(path.name for path in (place / "run").iterdir()) for place in (folder, whole)]
     assert names[0] == names[1] and not any("partial" in name for name in names[0])
@@ -203,23 +208,23 @@ def test_what_a_step_took_is_said_of_each_process(two):
     assert sum(measured[name] for name in parts) == pytest.approx(measured["step_seconds"], rel=0.5)
 
 
-def test_two_go_on_where_one_stopped(tmp_path, whole):
-    """One is stopped by a file, the two by the clock."""
+def test_two_go_on_where_one_ended_until_the_clock_stops_both(tmp_path, whole):
+    """It ended in the middle of the second epoch."""
     arguments = (*SMALL, "--name", "run", "--no-evaluation")
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "stop").touch()
-    alone(tmp_path, *arguments)
-    assert last(tmp_path, 0)["step"] == 1 and not (run / "stop").exists()
-    assert (run / "checkpoint-1").exists() and not (run / "final").exists()
-    spent = runs.read_rows(run / "metrics.jsonl")[0]["seconds"]
+    alone(tmp_path, *arguments, "--steps", "3")
+    first = asked(tmp_path, 1)
+    spent = runs.read_rows(run / "metrics.jsonl")[-1]["seconds"]
     launcher = launch(tmp_path, *arguments, "--minutes", (spent + 0.01) / 60)
     output = ended(launcher)
     assert launcher.returncode == 0 and output.count("Resuming") == 1, output
-    assert last(tmp_path, 0) == last(tmp_path, 1) and last(tmp_path, 0)["step"] == 2
-    assert {path.name for path in (run / "checkpoint-2").glob("rng*")} == {
+    assert last(tmp_path, 0) == last(tmp_path, 1) and last(tmp_path, 0)["step"] == 4
+    assert {path.name for path in (run / "checkpoint-4").glob("rng*")} == {
         "rng_state_0.pth", "rng_state_1.pth"}
-    same_metrics(run, whole / "run", 2)
+    both = [[row["asked"] for row in runs.read_rows(tmp_path / f"notes-{rank}.jsonl")
+             if "asked" in row][-1] for rank in (0, 1)]
+    assert [*first, both[0] + both[1]] == asked(whole, 1)[:4]
+    same_metrics(run, whole / "run", 4)
 
 
 def test_ctrl_c_ends_both_after_the_same_step_and_one_goes_on(tmp_path, whole):
