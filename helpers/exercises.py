@@ -7,7 +7,7 @@ import numpy as np
 
 from helpers.paths import DATA
 
-NOT_ANSWERED = "not answered yet: write your guess in the cell above, and run both cells again"
+NOT_ANSWERED = "not answered yet: write your guess after my_guess = above, and run both cells again"
 STILL_TO_DO = "still to do: write your own lines in this cell, and run it again"
 
 

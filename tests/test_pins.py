@@ -123,7 +123,8 @@ def resolve(lines, folder, python="3.12", platform="x86_64-manylinux_2_31", *opt
         [find_uv_bin(), "pip", "compile", source, "--python-version", python,
          "--python-platform", platform, "--no-annotate", "--no-header", *options,
          "--only-binary", ":all:"],
-        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"},
+        # torch 2.13 has wheels for macOS 14 and newer; left alone uv takes macOS 13
+        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "MACOSX_DEPLOYMENT_TARGET": "14.0"},
         capture_output=True, text=True, timeout=300, cwd=folder, check=False)
     if done.returncode and NO_INDEX.search(done.stderr):
         pytest.skip("the package index cannot be reached, so nothing can be resolved")
@@ -142,7 +143,7 @@ def test_gpu_set_resolves(tmp_path):
 
 
 PLATFORMS = {"linux": "x86_64-manylinux_2_31", "windows": "x86_64-pc-windows-msvc",
-             "macos": "aarch64-apple-darwin"}  # uv takes macOS 14 for it
+             "macos": "aarch64-apple-darwin"}
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
@@ -151,6 +152,8 @@ def test_the_cpu_set_has_wheels_for(tmp_path, platform, python):
     lines = PROJECT["dependencies"] + EXTRAS["cpu"]
     result = resolve(lines, tmp_path, python, PLATFORMS[platform])
     assert result.returncode == 0, result.stderr
+    newest = EXTRAS["cpu"][0].rpartition("=")[2]
+    assert f"torch=={newest}" in result.stdout
 
 
 @pytest.mark.parametrize("python", ["3.12", "3.13"])

@@ -215,6 +215,8 @@ def test_what_counts_as_one_setting(fifth):
     assert setting(lambda c: c["profile"].update(micro_batch=32, save_every=5, steps=60)) == (
         pool.UNCHANGED)
     assert setting(lambda c: c["profile"].update(temperature=0.7)) == "temperature 0.7"
+    with pytest.raises(pack.BadRun, match="its rewards were 'length_bonus', and"):
+        setting(lambda c: c.update(rewards={"length_bonus": 1.0}))
 
 
 def test_another_part_is_refused(good, room, seeds):
