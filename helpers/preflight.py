@@ -21,6 +21,10 @@ CUDA_NEEDED = "13"
 GIB = 1 << 30
 
 
+class ChecksFailed(RuntimeError):
+    """What `preflight` raises; the message names the checks."""
+
+
 def _text(version):
     return ".".join(map(str, version))
 
@@ -250,7 +254,7 @@ def preflight(profile, tracker="none"):
 
     Raises
     ------
-    RuntimeError
+    ChecksFailed
         If a check failed; its printed line says what to do.
     """
     print(f"Preflight for profile {profile.name}")
@@ -261,7 +265,7 @@ def preflight(profile, tracker="none"):
     card = card_limits() if profile.needs_gpu and not failed else None
     print(f"Forecast: {forecast(profile, card)}")
     if failed:
-        raise RuntimeError(f"{len(failed)} of the checks above failed ({', '.join(failed)}): "
+        raise ChecksFailed(f"{len(failed)} of the checks above failed ({', '.join(failed)}): "
                            "follow the arrows, then run this again")
 
 
@@ -287,7 +291,7 @@ if __name__ == "__main__":
     outcome = "OK"
     try:
         preflight(profile)
-    except RuntimeError as stop:
+    except ChecksFailed as stop:
         outcome = str(stop)
     print(f"\nThe line to send: {line_to_send(profile, outcome)}")
     sys.exit(outcome != "OK")

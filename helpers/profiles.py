@@ -76,6 +76,9 @@ class Profile:
 
     def __post_init__(self):
         """Refuse what a trainer or a sampler would silently change."""
+        if min(self.group_size, self.prompts_per_step, self.micro_batch) < 1:
+            raise ValueError(f"profile {self.name}: group_size, prompts_per_step and micro_batch "
+                             "have to be 1 or more")
         if self.completions_per_step % self.micro_batch:
             raise ValueError(
                 f"profile {self.name}: {self.group_size} completions x {self.prompts_per_step} "

@@ -172,9 +172,9 @@ def gather(root, target, folder, torch_index=TORCH_INDEX):
         If a wheel could not be had.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / LIST).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         wanted = _resolve(root, target, Path(scratch))
+        (folder / LIST).unlink(missing_ok=True)  # until all is there again
         missing = sorted(set(wanted) - _present(folder, wanted))
         torch = [line for line in missing if line.startswith("torch==")]
         rest = [line for line in missing if line not in torch]
@@ -206,15 +206,19 @@ def check_disk(folder, targets):
                          "or name a folder on another disk")
 
 
-def _files(root):
-    """Return the project's files, relative to its folder: what git tracks, or all but results."""
+def _files(root, out):
+    """Return the project's files, relative to its folder: what git tracks, or all but results.
+
+    What lies in the folder `out`, which may be inside the project, is no part of it.
+    """
     if (root / ".git").exists():
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True,
                                 check=True).stdout.split("\0")[:-1]
         paths = [Path(name) for name in listed if (root / name).is_file()]
     else:
         paths = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
-        paths = [path for path in paths if not NOT_OURS & set(path.parts)]
+        paths = [path for path in paths if not NOT_OURS & set(path.parts)
+                 and path != Path("VERSION") and not (root / path).is_relative_to(out)]
     student = [path.relative_to(root) for path in (root / "student").rglob("*.ipynb")]
     return sorted({*paths, *student})
 
@@ -225,7 +229,7 @@ def pack_project(root, path):
     The student edition goes along if ``make student`` has written it.
     """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as pack:
-        for name in _files(root):
+        for name in _files(root, path.parent):
             pack.write(root / name, Path("countdown") / name)
         pack.writestr("countdown/VERSION", project_version(root) + "\n")
 

@@ -36,7 +36,15 @@ from helpers.paths import DATA, RUNS, show
 from helpers.profiles import PROFILES, choose, differences, settings
 from helpers.prompts import build_messages
 from helpers.puzzles import canonical
-from helpers.runs import FILES, held, last_checkpoint, read_config, read_rows, step_of
+from helpers.runs import (
+    FILES,
+    free_name,
+    held,
+    last_checkpoint,
+    read_config,
+    read_rows,
+    step_of,
+)
 from lab import untrusted
 from lab.record import keep
 from lab.report import STAGES, gains_of, regrade
@@ -384,6 +392,8 @@ def answer(folder):
             after = evaluate(trained_model(model, profile, weights), *given, "after", (1.0,), seed)
             both, path = pd.concat([before, after]), folder / "evaluation.parquet"
             both.to_parquet(f"{path}.partial", compression="zstd", index=False)
+            if path.exists():  # of notebook 05, at three temperatures
+                path.rename(free_name(path, "earlier"))
             os.replace(f"{path}.partial", path)
     except (OSError, RuntimeError, ValueError) as error:  # each says what to do
         raise BadRun(f"{show(folder)} cannot be evaluated: {error}") from error

@@ -171,10 +171,42 @@ def make_trainer(profile, run, seed, world, callbacks=(), **changes):
         lora = LoraConfig(**lora_settings(profile.lora_rank), task_type="CAUSAL_LM")
     torch.manual_seed(seed)  # of a new adapter's weights: the same in all processes
     puzzles = load_split(profile.puzzles, "train").head(20_000)  # as notebook 04
-    return cells.run("04", "trainer", {"GRPOTrainer": {"peft_config": lora}}, model=model,
-                     tokenizer=tokenizer, config=config, reward_funcs=list(REWARDS),
-                     train_set=prompt_dataset(puzzles, seed),
-                     callbacks=list(callbacks))["trainer"]
+    trainer = cells.run("04", "trainer", {"GRPOTrainer": {"peft_config": lora}}, model=model,
+                        tokenizer=tokenizer, config=config, reward_funcs=list(REWARDS),
+                        train_set=prompt_dataset(puzzles, seed),
+                        callbacks=list(callbacks))["trainer"]
+    if lora and profile.uses_vllm:
+        engine = trainer.vllm_generation
+        engine.sync_weights = restoring(trainer.model, engine.sync_weights)
+    return trainer
+
+
+def restoring(model, function):
+    """Return a function after which the weights under a LoRA adapter are what they were before.
+
+    To give vLLM its weights trl adds the adapter to them and takes it away again: in 16 bits both
+    are rounded, so that they would drift away from those that the adapter is saved for.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Has LoRA layers of peft.
+    function : callable
+        What changes the weights; it is called with what the returned function gets.
+    """
+    base = [layer.base_layer.weight for layer in model.modules()
+            if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
+    clean = [weight.detach().clone() for weight in base]
+
+    @functools.wraps(function)
+    def restored(*arguments, **options):
+        result = function(*arguments, **options)
+        with torch.no_grad():
+            for weight, kept in zip(base, clean, strict=True):
+                weight.copy_(kept)
+        return result
+
+    return restored
 
 
 class Engine:
@@ -213,6 +245,8 @@ def answers(trainer, profile, puzzles, stage, temperatures, seed, world):
     model = Engine(trainer) if profile.uses_vllm else trainer.model
     rows = []
     for temperature in temperatures:
+        if profile.uses_vllm:  # trl's engine draws from torch's state, whatever seed is given
+            torch.manual_seed(seed + 1000 * world.rank + round(1000 * temperature))
         frame = sample_completions(model, trainer.processing_class, profile, mine, temperature,
                                    seed + 1000 * world.rank, shuffle=False)
         rows += frame.assign(sample=seed, puzzle=mine.index).to_dict("records")
@@ -462,10 +496,16 @@ def read(argv, world):
             if profiles.PROFILES[options.profile].needs_gpu and torch.cuda.is_available():
                 check_cards(world, torch.cuda.device_count())
                 torch.cuda.set_device(world.local_rank)
+            given = [each for each in (options.steps, options.minutes) if each is not None]
+            if min(given, default=1) <= 0:
+                raise ValueError("--steps and --minutes have to be positive")
             profile = changed(profiles.choose(options.profile), options.set)
+            if profile.standby:
+                raise ValueError("this GPU has too little memory for lab.several_gpus, which has "
+                                 "no standby of vLLM: use -m lab.record")
             profile = replace(profile, steps=options.steps or profile.steps)
             profile = cut(profile, world.size, options.scale_batch)
-            if options.time is not None and options.time >= profile.steps:
+            if options.time is not None and not 0 <= options.time < profile.steps:
                 raise ValueError(f"--time {options.time} leaves none of {profile.steps} steps")
         except (ValueError, profiles.NoGPU) as error:
             parser.exit(2, f"{error}\n")

@@ -380,8 +380,8 @@ def profile_of(folders):
     ValueError
         If they are of several profiles, or a folder is given twice.
     """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise ValueError("the same run is given twice: name each once")
+    if len({folder.parent.name for folder in folders}) < len(folders):  # each gets a folder by name
+        raise ValueError("two runs have the same name: give each once, under a name of its own")
     names = ("name", "puzzles", "quantisation", "lora_rank", "max_completion_length")
     found = {tuple(read_config(folder.parent)["profile"][name] for name in names)
              for folder in folders}
@@ -431,6 +431,8 @@ def main(argv=None):
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--reference", action="store_true", help="copy it to data/thoughts/")
     options = parser.parse_args(argv)
+    if options.samples < 1 or options.puzzles is not None and options.puzzles < 2:
+        parser.error("give --samples 1 or more, --puzzles 2 or more")
     try:
         folders = [weights_of(text) for text in options.runs]
         profile = profile_of(folders)

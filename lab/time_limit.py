@@ -78,5 +78,9 @@ class StopWhenAsked(TrainerCallback):
         control.should_training_stop = control.should_save = True
         if state.is_world_process_zero:
             self.file.unlink(missing_ok=True)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Say so, once the checkpoint is there."""
+        if self.stopped and state.is_world_process_zero:
             print(f"Asked to stop: step {state.global_step} of {state.max_steps} is saved in "
                   f"{show(self.file.parent)}, and the same command goes on", flush=True)

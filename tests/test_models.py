@@ -207,11 +207,12 @@ def test_time_limit_stops_after_the_step_in_which_time_ran_out(monkeypatch, tmp_
     log = MetricsLog(tmp_path)
     limit = TimeLimit(log, 1)
     control = types.SimpleNamespace(should_training_stop=False, should_save=False)
-    state = types.SimpleNamespace(global_step=0)
-    log.on_train_begin(None, state, control)
-    limit.on_step_end(None, state, control)
+    state = types.SimpleNamespace(global_step=0, is_world_process_zero=True)
+    args = types.SimpleNamespace(world_size=1)
+    log.on_train_begin(args, state, control)
+    limit.on_step_end(args, state, control)
     assert not control.should_training_stop and not control.should_save
-    limit.on_step_end(None, state, control)
+    limit.on_step_end(args, state, control)
     assert control.should_training_stop and control.should_save
 
 
@@ -223,10 +224,12 @@ def test_minutes_before_an_interruption_count(monkeypatch, tmp_path):
     log = MetricsLog(tmp_path)
     limit = TimeLimit(log, 1)
     control = types.SimpleNamespace(should_training_stop=False, should_save=False)
-    log.on_train_begin(None, types.SimpleNamespace(global_step=2), control)
-    limit.on_step_end(None, None, control)
+    state = types.SimpleNamespace(global_step=2, is_world_process_zero=True)
+    args = types.SimpleNamespace(world_size=1)
+    log.on_train_begin(args, state, control)
+    limit.on_step_end(args, state, control)
     assert not control.should_training_stop
-    limit.on_step_end(None, None, control)
+    limit.on_step_end(args, state, control)
     assert control.should_training_stop and control.should_save
 
 

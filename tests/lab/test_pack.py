@@ -277,6 +277,9 @@ def test_evaluated_on_the_way_as_notebook_05_does(unevaluated, capsys, monkeypat
     model, tokenizer = load_model(profiles.CPU)
     again = sample_completions(model, tokenizer, profiles.CPU, pack.load_split("cpu", "test"), 1.0)
     assert before["completion"].tolist() == again["completion"].tolist()
+    assert pack.main([unevaluated.name, "--evaluate"]) == 0
+    kept = unevaluated / "evaluation.parquet.earlier-1"  # an evaluation that was there is not lost
+    pd.testing.assert_frame_equal(pd.read_parquet(kept), frame)
 
 
 def test_without_a_saved_model_the_last_checkpoint_answers(unevaluated, capsys):

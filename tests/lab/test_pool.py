@@ -9,6 +9,7 @@ import struct
 import zipfile
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -260,6 +261,7 @@ def test_a_name_may_hold_whatever_matplotlib_would_set_as_mathematics(fifth):
     figure = pool.draw(each, means)
     figure.canvas.draw()
     assert "$x^" in figure.axes[0].get_yticklabels()[0].get_text() and len(each["seed"][0]) < 30
+    plt.close(figure)
 
 
 def test_a_folder_without_a_run_is_said_with_all_reasons(tmp_path, capsys, monkeypatch):

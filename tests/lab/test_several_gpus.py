@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from transformers import TrainerControl, TrainerState
 from helpers import profiles, runs, training
 from helpers.dataset import load_split
 from helpers.evaluation import evaluate
-from helpers.models import load_model
+from helpers.models import load_model, lora_settings
 from helpers.paths import ROOT
 from helpers.progress import Progress
 from helpers.rewards import equation_reward_func
@@ -67,6 +68,7 @@ def child(arguments, patch):
     runs.append_row(notes, {"pid": os.getpid()})
 
     def equation_reward(completions, nums, target, **kwargs):
+        time.sleep(float(os.environ.get("SLOW", 0)))  # where a signal has to arrive in time
         runs.append_row(notes, {"asked": list(zip(nums, target, strict=True))})
         return equation_reward_func(None, completions, target, nums)
 
@@ -91,21 +93,24 @@ def child(arguments, patch):
 
 def alone(folder, *arguments):
     """Run one process, here."""
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(several_gpus, "RUNS", folder)
         patch.setattr(runs, "RUNS", folder)
         patch.setattr(sys, "argv", ["several_gpus", *arguments])
         child(list(arguments), patch.setattr)
+    torch.set_num_threads(threads)
 
 
-def launch(folder, *arguments, processes=2):
-    """Start the launcher."""
+def launch(folder, *arguments, processes=2, slow=0):
+    """Start the launcher; each step takes `slow` seconds longer."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes",
                processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no",
                "--main_process_port", 0, __file__, *arguments]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.STDOUT, env=os.environ | {
-                                "COUNTDOWN_RUNS": str(folder), "OMP_NUM_THREADS": "1"})
+                                "COUNTDOWN_RUNS": str(folder), "OMP_NUM_THREADS": "1",
+                                "SLOW": str(slow)})
 
 
 def ended(launcher, timeout=300):
@@ -194,6 +199,33 @@ def test_both_answer_the_held_out_puzzles_and_each_its_part(whole, two):
     assert before["completion"].tolist() == usual["completion"].tolist()
 
 
+def test_weights_under_an_adapter_do_not_drift():
+    """trl adds the adapter to 16-bit weights and takes it away again, before each sampling."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_model(profiles.CPU)[0].to(torch.bfloat16),
+                           LoraConfig(**lora_settings(4)))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+
+    def sync():
+        model.merge_adapter()
+        model.unmerge_adapter()
+
+    def base():
+        return [weight.clone() for name, weight in model.named_parameters() if "lora_" not in name]
+
+    def same(before):
+        return all(map(torch.equal, before, base()))
+
+    before = base()
+    several_gpus.restoring(model, sync)()
+    assert same(before)
+    sync()
+    assert not same(before)
+
+
 def test_what_a_step_took_is_said_of_each_process(two):
     rows = runs.read_rows(two[0] / "run" / "parts.jsonl")
     metrics = runs.read_rows(two[0] / "run" / "metrics.jsonl")
@@ -204,8 +236,9 @@ def test_what_a_step_took_is_said_of_each_process(two):
     measured = json.loads((two[0] / "run" / "scaling.json").read_text())
     assert measured["world"] == 2 and measured["steps_counted"] == STEPS - 1
     assert measured["completions_per_step"] == 16 and measured["steps"] == rows
-    parts = ("sampling_seconds", "old_logps_seconds", "rest_seconds")
-    assert sum(measured[name] for name in parts) == pytest.approx(measured["step_seconds"], rel=0.5)
+    for part in ("sampling", "old_logps"):
+        slowest = statistics.median(max(row[part]) for row in rows[1:])
+        assert measured[f"{part}_seconds"] == round(slowest, 3)
 
 
 def test_two_go_on_where_one_ended_until_the_clock_stops_both(tmp_path, whole):
@@ -229,7 +262,7 @@ def test_two_go_on_where_one_ended_until_the_clock_stops_both(tmp_path, whole):
 
 def test_ctrl_c_ends_both_after_the_same_step_and_one_goes_on(tmp_path, whole):
     arguments = (*SMALL, "--name", "run", "--no-evaluation")
-    launcher = launch(tmp_path, *arguments)
+    launcher = launch(tmp_path, *arguments, slow=1)
     steps_done(tmp_path / "run", 1, launcher)
     launcher.send_signal(signal.SIGINT)
     output = ended(launcher)
@@ -244,7 +277,7 @@ def test_ctrl_c_ends_both_after_the_same_step_and_one_goes_on(tmp_path, whole):
 def test_a_killed_process_ends_the_run_and_another_number_resumes_it(tmp_path):
     """With an adapter: the weights of the model stay as they are."""
     arguments = (*SMALL, *LORA, "--name", "run", "--no-evaluation")
-    launcher = launch(tmp_path, *arguments)
+    launcher = launch(tmp_path, *arguments, slow=1)
     steps_done(tmp_path / "run", 3, launcher)
     victim = runs.read_rows(tmp_path / "notes-1.jsonl")[0]["pid"]
     start = time.monotonic()

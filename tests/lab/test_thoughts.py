@@ -238,7 +238,7 @@ def test_what_is_no_run_is_refused_before_a_model_is_loaded(runs, capsys):
     (runs / "cpu-seed1" / "final" / "model.safetensors").write_bytes(b"half")
     for words, message in ((["nowhere"], "it holds no weights"), (["alone"], "no config.json"),
                            (["cpu-seed1"], "is not whole"), (["cpu-seed0", "other"], "differ in"),
-                           (["cpu-seed0", str(runs / "cpu-seed0")], "given twice")):
+                           (["cpu-seed0", str(runs / "cpu-seed0")], "the same name")):
         with pytest.raises(SystemExit):
             thoughts.main(words)
         assert message in capsys.readouterr().err.splitlines()[-1], words
