@@ -109,6 +109,46 @@ sys.stdin.read()
             self.process.communicate()
 
 
+def settled_time():
+    """Return the time in seconds, once a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def time_parts(trainer, note):
+    """Time a trainer's sampling and its scoring of old log-probs; what they compute stays.
+
+    Parameters
+    ----------
+    trainer : trl.GRPOTrainer
+        Two of its methods are wrapped.
+    note : callable
+        Called after each with ``"sampling"`` or ``"old_logps"``, the seconds, and the result.
+    """
+    import torch
+
+    def wrap(name, part):
+        inner = getattr(trainer, name)
+
+        @functools.wraps(inner)
+        def timed(*args, **kwargs):
+            # trl's loss calls the function of old log-probs, too, but with a gradient
+            if part == "old_logps" and torch.is_grad_enabled():
+                return inner(*args, **kwargs)
+            start = settled_time()
+            result = inner(*args, **kwargs)
+            note(part, settled_time() - start, result)
+            return result
+
+        setattr(trainer, name, timed)
+
+    wrap("_generate", "sampling")
+    wrap("_get_per_token_logps_and_entropies", "old_logps")
+
+
 class StepClock:
     """Time a trainer's steps and, inside them, the sampling and the scoring of old log-probs.
 
@@ -132,29 +172,13 @@ class StepClock:
                 clock.end()
 
         trainer.add_callback(EndOfStep())
-        self._wrap(trainer, "_generate", "sampling", self._count)
-        self._wrap(trainer, "_get_per_token_logps_and_entropies", "old_logps")
+        time_parts(trainer, self._note)
 
-    def _wrap(self, trainer, name, part, look=None):
-        import torch
-
-        inner = getattr(trainer, name)
-        wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-
-        @functools.wraps(inner)
-        def timed(*args, **kwargs):
-            wait()
-            start = time.monotonic()
-            update = torch.is_grad_enabled()  # trl's loss calls the function of old log-probs, too
-            result = inner(*args, **kwargs)
-            wait()
-            if self.now is not None and not (update and part == "old_logps"):
-                self.now[part] += time.monotonic() - start
-                if look:
-                    look(result)
-            return result
-
-        setattr(trainer, name, timed)
+    def _note(self, part, seconds, result):
+        if self.now is not None:
+            self.now[part] += seconds
+            if part == "sampling":
+                self._count(result)
 
     def _count(self, result):
         prompts, completions = result[0], result[1]
@@ -173,10 +197,7 @@ class StepClock:
 
     def end(self):
         """Finish a step and print its line."""
-        import torch
-
-        torch.cuda.synchronize()
-        self.now["seconds"] = time.monotonic() - self.start
+        self.now["seconds"] = settled_time() - self.start
         self.steps.append(self.now)
         print("step", len(self.steps), {k: round(v, 2) for k, v in self.now.items()}, flush=True)
         self.now = None

@@ -32,6 +32,7 @@ from helpers.models import base_folder, lora_settings, starting_point, vllm_shar
 from helpers.paths import ROOT, RUNS, show
 from helpers.runs import append_row, keep_rows_until, open_run, read_config, read_rows, write_json
 from lab import cells
+from lab.benchmark import settled_time, time_parts
 from lab.record import REWARDS, changed, finish, make_config, make_model
 from lab.time_limit import StopWhenAsked, TimeLimit
 
@@ -275,26 +276,15 @@ class Parts(TrainerCallback):
 
     def watch(self, trainer):
         """Time two methods of a trainer; nothing that they compute changes."""
-        self._wrap(trainer, "_generate", "sampling")
-        self._wrap(trainer, "_get_per_token_logps_and_entropies", "old_logps")
+        time_parts(trainer, self._note)
 
-    def _wrap(self, trainer, name, part):
-        inner = getattr(trainer, name)
-
-        @functools.wraps(inner)
-        def timed(*arguments, **options):
-            # with a gradient they are the update's own log-probs
-            if self.now is None or part == "old_logps" and torch.is_grad_enabled():
-                return inner(*arguments, **options)
-            start = _clock()
-            result = inner(*arguments, **options)
-            self.now[part] += _clock() - start
-            if part == "sampling":
-                self.now["prompt_tokens"] += sum(map(len, result[0]))
-                self.now["completion_tokens"] += sum(map(len, result[1]))
-            return result
-
-        setattr(trainer, name, timed)
+    def _note(self, part, seconds, result):
+        if self.now is None:
+            return
+        self.now[part] += seconds
+        if part == "sampling":
+            self.now["prompt_tokens"] += sum(map(len, result[0]))
+            self.now["completion_tokens"] += sum(map(len, result[1]))
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Drop the rows of steps that come again."""
@@ -303,13 +293,13 @@ class Parts(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Start the clock."""
-        self.start = _clock()
+        self.start = settled_time()
         self.now = dict.fromkeys(
             ("sampling", "old_logps", "prompt_tokens", "completion_tokens"), 0)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Collect what all processes have measured, and write it."""
-        seconds, mine, self.now = _clock() - self.start, self.now, None
+        seconds, mine, self.now = settled_time() - self.start, self.now, None
         every = gather_object([mine])
         if state.is_world_process_zero:
             row = {"step": state.global_step, "seconds": round(seconds, 3)}
@@ -319,12 +309,6 @@ class Parts(TrainerCallback):
                 row[name] = sum(one[name] for one in every)
             append_row(self.path, row)
             print(f"step {state.global_step} of {state.max_steps}: {seconds:.1f} s", flush=True)
-
-
-def _clock():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic()
 
 
 def summary(rows, warm_up):
