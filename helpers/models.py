@@ -157,12 +157,12 @@ def check_memory(profile):
 
 def vllm_options(profile):
     """Return what Unsloth's ``from_pretrained`` hands to vLLM, measured in docs/gpu.md."""
-    options = {"use_exact_model_name": True,  # not Unsloth's own copy of the model
-               "gpu_memory_utilization": vllm_share(profile, of_free=True),
-               "max_num_seqs": profile.max_num_seqs}  # its default depends on the memory: 8 to 256
-    if profile.uses_vllm:
-        options["compilation_config"] = _decode_graphs(profile.max_num_seqs)
-    return options
+    exact = {"use_exact_model_name": True}  # not Unsloth's own copy of the model
+    if not profile.uses_vllm:
+        return exact  # transformers would refuse the others
+    return exact | {"gpu_memory_utilization": vllm_share(profile, of_free=True),
+                    "max_num_seqs": profile.max_num_seqs,  # left alone: 8 to 256, by the memory
+                    "compilation_config": _decode_graphs(profile.max_num_seqs)}
 
 
 def prepare_environment(profile):

@@ -165,6 +165,11 @@ def test_vllm_is_handed_the_files_of_the_pinned_revision(clean, tmp_path):
     assert asked["model_name"] == str(tmp_path)
 
 
+def test_without_vllm_nothing_of_it_is_asked_for():  # transformers refuses such arguments
+    old = replace(profiles.SMOLLM2, uses_vllm=False)
+    assert models.vllm_options(old) == {"use_exact_model_name": True}
+
+
 @pytest.mark.parametrize("trained", [0.0, 0.5])
 @pytest.mark.parametrize("same", [0, 1, 2, 4])
 def test_an_adapter_that_vllm_does_not_use_stops_the_evaluation(monkeypatch, same, trained):
