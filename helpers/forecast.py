@@ -1,12 +1,11 @@
 """How long a training will take on this machine: what recorded ones took, scaled to this card."""
 
 import json
-import statistics
 import time
 
 from helpers.paths import DATA
 from helpers.profiles import differences
-from helpers.runs import find_runs, read_rows
+from helpers.runs import REFERENCE_RUNS, read_rows
 
 # With another value a step takes another time and another memory.
 COSTLY = {"group_size", "prompts_per_step", "micro_batch", "max_completion_length", "uses_vllm",
@@ -67,8 +66,8 @@ def pace(profile, card=None):
         ``seconds`` a step, ``source`` (a text) and ``peak_gib`` (the whole GPU's memory at its
         peak, or None); None if no training or timed step was like this profile's.
     """
-    runs = {run: saved for run in find_runs(profile.name)
-            if (saved := _alike(profile, run / "config.json"))}
+    runs = {folder: saved for folder in sorted(REFERENCE_RUNS.glob(f"{profile.name}-*"))
+            if (saved := _alike(profile, folder / "config.json"))}
     paths = sorted((DATA / "benchmarks").glob(f"{profile.name}-*.json"),
                    key=lambda path: (len(path.stem), path.stem))  # the plain ones before variants
     timed = next((saved for tolerated in (set(), {"micro_batch"}) for path in paths
@@ -77,13 +76,15 @@ def pace(profile, card=None):
     exact = timed and timed["profile"]["micro_batch"] == profile.micro_batch
     if runs:
         rows = [read_rows(run / "metrics.jsonl") for run in runs]
-        seconds = statistics.median(r[-1]["seconds"] / len(r) for r in rows)
+        seconds = min(r[-1]["seconds"] / len(r) for r in rows)  # others shared their machine
         hardware = " or ".join(dict.fromkeys(saved["hardware"] for saved in runs.values()))
-        source = f"{hardware}, {len(runs)} recorded runs"
+        source = f"{hardware}, the fastest of {len(runs)} recorded runs"
     elif timed:
-        seconds = timed["step_seconds"]
-        source = (f"{timed['hardware']}, {timed['steps_counted']} timed steps of the greatest "
-                  "length; no whole run was recorded"
+        seconds, most = timed["step_seconds"], profile.max_completion_length
+        longest = timed["completion_tokens"] >= 0.99 * profile.completions_per_step * most
+        source = (f"{timed['hardware']}, {timed['steps_counted']} timed steps "
+                  f"{'of the greatest length' if longest else 'at the beginning of a training'}; "
+                  "no whole run was recorded"
                   + f"; micro-batches of {timed['profile']['micro_batch']}" * (not exact))
     else:
         return None

@@ -18,6 +18,7 @@ UNSLOTH_ENVIRONMENT = {
     "UNSLOTH_GRPO_LOGPROB_RECOMPUTE": "1",  # logits are computed twice instead of kept
     "UNSLOTH_VLLM_NO_FLASHINFER": "1",  # vLLM's own kernels, as measured, for attention
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # and for sampling
+    "VLLM_LOGGING_LEVEL": "ERROR",  # else a hundred lines stand between the curves
 }
 
 

@@ -131,7 +131,7 @@ A100 = Profile(  # where the values come from: docs/gpu.md, "The recipe for Qwen
 
 PROFILES = {p.name: p for p in (CPU, CPU_SHORT, SMOLLM2, A100)}
 SMALLER = {  # settings on a GPU with less than the profile's roomy_gib, by profile
-    "smollm2": {"micro_batch": 8}, "a100": {"micro_batch": 2, "standby": True}}
+    "smollm2": {"micro_batch": 8}, "a100": {"standby": True}}
 settings = asdict  # of a profile: the plain dict that a run's config.json holds
 
 
@@ -176,14 +176,14 @@ def choose(name=None, bits=None):
         profile = replace(profile, quantisation="nf4" if bits == 4 else None)
     if profile.uses_vllm and old_gpu():
         print("This GPU is older than compute capability 8.0, and vLLM has no attention kernel for "
-              "it: transformers samples, many times slower, and training is in float16. That was "
-              "never run on such a card")
+              "it: transformers samples, many times slower, and training is in float16. Three steps "
+              "were tried on a newer card, none on such a one")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
         small = replace(profile, roomy_gib=0.0, **SMALLER[name])
         print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
-              f"{small.micro_batch}{' and vLLM in standby' * small.standby}, which was not "
-              "measured on such a card")
+              f"{small.micro_batch}{' and vLLM in standby' * small.standby}, tried on a larger card "
+              "whose memory was held: docs/gpu.md")
         profile = small
     return profile
 

@@ -79,7 +79,8 @@ def checked_puzzle(text, tokenizer, profile):
     """Read a puzzle; a ValueError says why it is none, or why this model cannot be asked it."""
     nums, target = pg.parse_puzzle(text)
     messages = build_messages(nums, target)
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id in ids:  # a tokenizer of whole words: it has some numbers, not all
         known = {int(word) for word in tokenizer.get_vocab() if word.isdecimal()}
         strange = ", ".join(str(number) for number in (*nums, target) if number not in known)

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -51,6 +52,7 @@ SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that anot
     "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
     "learning_rate", "warmup_steps", "seed")
 SETTINGS_FILE = "training_settings.json"  # in a checkpoint
+PROJECT = "countdown-grpo"  # in a tracker
 ANOTHER = ('Name another folder, open_run(profile, seed, name="try-1"), and run all cells from '
            "there on")
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, getattr(errno, "EDQUOT", None)}
@@ -100,7 +102,27 @@ def housekeeping(profile):
         gradient_checkpointing=False,  # Unsloth brings its own; the CPU model needs none
         use_cpu=not profile.needs_gpu, torch_empty_cache_steps=None,
         save_strategy="steps", save_steps=profile.save_every,  # `Checkpoints` deletes older ones
-        logging_steps=1, logging_nan_inf_filter=True, disable_tqdm=True)
+        logging_steps=1, logging_nan_inf_filter=True, disable_tqdm=True, project=PROJECT)
+
+
+def start_tracker(tracker, run):
+    """Let a tracker write on this machine alone, under the run's name; the user's own wishes count.
+
+    Parameters
+    ----------
+    tracker, run : str, pathlib.Path
+        What goes to ``report_to``, and the run's folder. W&B writes there, offline; left alone it
+        asks for an account in the middle of a training. Trackio writes to the Hub's cache, and
+        opens no page: on Colab that would be a public one.
+    """
+    if tracker == "wandb":
+        for name, value in {"PROJECT": PROJECT, "DIR": str(run), "MODE": "offline",
+                            "DISABLE_GIT": "true"}.items():
+            os.environ.setdefault(f"WANDB_{name}", value)
+    if tracker == "trackio":
+        import trackio
+
+        trackio.init(PROJECT, name=run.name, resume="allow", embed=False)
 
 
 def note_settings(trainer, run, checkpoint=None):

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers.paths import ROOT
 
-MEMORY, SECONDS = 2 * 2**30, 60  # bytes of address space (not on Windows) and seconds of a child
+MEMORY, SECONDS = 2 * 2**30, 60  # bytes that a child may take (not on Windows), and its seconds
 COLUMNS = {"stage": pa.string(), "temperature": pa.float64(), "sample": pa.int64(),
            "nums": pa.list_(pa.int64()), "target": pa.int64(), "completion": pa.string(),
            "tokens": pa.int64(), "correct": pa.bool_()}  # of graded completions
@@ -52,7 +53,9 @@ def main():
     with suppress(ImportError, ValueError, OSError):  # Windows has none, macOS may refuse it
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        # above what the imports have reserved: on 64 cores that alone was more than 2 GiB
+        limit = psutil.Process().memory_info().vms + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     pa.set_memory_pool(pa.system_memory_pool())  # others reserve more than they need
     most = int(sys.argv[1])
     table = pq.read_table(io.BytesIO(sys.stdin.buffer.read()), use_threads=False)

@@ -213,8 +213,12 @@ def test_a_tokenizer_without_an_unknown_token_takes_every_number(before):
     class Letters:
         unk_token_id = None
 
-        def apply_chat_template(self, messages, add_generation_prompt):
-            return {"input_ids": [*messages[-1]["content"].encode()]}
+        def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+            assert not tokenize  # Unsloth's gives a list, transformers' a dict
+            return messages[-1]["content"]
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [*text.encode()]}
 
     large = replace(SHORT, max_prompt_length=1000)
     assert checked_puzzle("145, 999999 -> 7", Letters(), large) == ([145, 999999], 7)

@@ -39,7 +39,8 @@ def test_the_lessons_subject_stands_in_its_cells():
 
 
 def test_a_run_notes_every_setting_of_the_cell():
-    assert set(SETTINGS) == given("config", "GRPOConfig") - {"output_dir", "report_to"}
+    assert set(SETTINGS) == given("config", "GRPOConfig") - {
+        "output_dir", "report_to", "run_name"}
 
 
 @pytest.mark.parametrize("profile", [profiles.SMOLLM2, profiles.A100], ids=lambda p: p.name)

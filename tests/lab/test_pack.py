@@ -497,6 +497,15 @@ def test_parquet_that_would_end_the_reader_or_take_all_memory_is_refused(packed)
         pack.check(packed | {"evaluation.parquet": buffer.getvalue()})
 
 
+def test_what_a_machine_of_many_cores_reserves_does_not_count(packed):
+    program = ("import mmap, runpy, sys; kept = mmap.mmap(-1, 3 << 30); sys.argv[1:] = ['1000000'];"
+               "runpy.run_module('lab.untrusted', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", program], input=packed["evaluation.parquet"],
+                          capture_output=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b'{"stage": "before"')
+
+
 def test_text_that_is_no_utf8_is_refused(packed):
     def spoil(old):
         i = old.column_names.index("completion")
