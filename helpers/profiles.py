@@ -176,14 +176,14 @@ def choose(name=None, bits=None):
         profile = replace(profile, quantisation="nf4" if bits == 4 else None)
     if profile.uses_vllm and old_gpu():
         print("This GPU is older than compute capability 8.0, and vLLM has no attention kernel for "
-              "it: transformers samples, many times slower, and training is in float16. Three steps "
-              "were tried on a newer card, none on such a one")
+              "it: transformers samples, many times slower, and training is in float16. Three "
+              "steps were tried on a newer card, none on such a one")
         profile = replace(profile, uses_vllm=False)
     if gib < profile.roomy_gib:
         small = replace(profile, roomy_gib=0.0, **SMALLER[name])
         print(f"The GPU has less than {profile.roomy_gib:g} GiB: micro-batches of "
-              f"{small.micro_batch}{' and vLLM in standby' * small.standby}, tried on a larger card "
-              "whose memory was held: docs/gpu.md")
+              f"{small.micro_batch}{' and vLLM in standby' * small.standby}, tried on a larger "
+              "card whose memory was held: docs/gpu.md")
         profile = small
     return profile
 

@@ -410,8 +410,9 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
                 "profile": profiles.settings(changed) | {"model": (  # of a folder its name alone
                     changed.model if changed.revision else os.path.basename(changed.model))},
                 "loaded_with": load or {}, "card_gib": card_gib,
-                "environment_variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(
-                    ("UNSLOTH_", "VLLM_")) and os.sep not in v},  # no folder of this machine
+                "environment_variables": {
+                    k: v for k, v in sorted(os.environ.items())  # no folder of this machine
+                    if k.startswith(("UNSLOTH_", "VLLM_")) and os.sep not in v},
                 "loading_seconds": None if change else round(loaded, 1),
                 **found, **shares(trainer.model, clock.steps[warm_up:], found, card),
                 "whole_gpu_peak_mib": watch.peak(),

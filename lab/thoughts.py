@@ -4,7 +4,7 @@
 what they were trained from, samples completions of held-out puzzles, puts other thoughts in the
 place of theirs, and samples the answer again. It also samples the next line of thoughts, with and
 without the lines before it. ``--reference`` copies the four files that it leaves for each run in
-runs/thoughts/ to data/thoughts/. The same command is meant for LoRA runs on a GPU: not run yet.
+runs/thoughts/ to data/thoughts/. The same command takes LoRA runs on a GPU.
 """
 
 import argparse

@@ -21,8 +21,8 @@ def test_it_is_of_the_recorded_runs():
     rows = [runs.read_rows(run / "metrics.jsonl") for run in runs.find_runs("cpu")]
     paces = [r[-1]["seconds"] / len(r) for r in rows]
     assert min(paces) == pace(CPU)["seconds"] < max(paces)
-    assert re.match(r"80 steps take about \d+ min, [0-9.]+ s each \(2 CPU cores.*, the fastest of 3 "
-                    "recorded runs", forecast(CPU))
+    assert re.match(r"80 steps take about \d+ min, [0-9.]+ s each \(2 CPU cores.*, the fastest "
+                    "of 3 recorded runs", forecast(CPU))
     assert pace(CPU)["peak_gib"] is None and "GPU memory" not in forecast(CPU)
 
 

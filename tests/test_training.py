@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 
 import nbformat
@@ -20,7 +21,14 @@ from helpers import profiles, runs
 from helpers.dataset import load_split
 from helpers.models import load_model
 from helpers.rewards import equation_reward_func, strict_format_reward_func
-from helpers.training import MetricsLog, SampleLog, Stopped, prompt_dataset, train_or_resume
+from helpers.training import (
+    MetricsLog,
+    SampleLog,
+    Stopped,
+    prompt_dataset,
+    start_tracker,
+    train_or_resume,
+)
 from lab.record import make_config, make_model, make_trainer
 
 # A child process trains a few small steps; the parent kills it, or lets it end.
@@ -436,3 +444,34 @@ def test_a_run_that_was_prolonged_goes_on_to_its_new_end_in_another_kernel(tmp_p
     assert len(runs.read_rows(tmp_path / "metrics.jsonl")) == 6
     train_or_resume(again, tmp_path, steps=2)  # asked for by name
     assert "is complete (6 steps)" in capsys.readouterr().out
+
+
+def test_a_tracker_writes_into_the_run_and_stays_offline(tmp_path, monkeypatch):
+    for name in ("PROJECT", "DIR", "MODE", "DISABLE_GIT"):
+        monkeypatch.setenv(f"WANDB_{name}", "")  # to be taken back after the test
+        monkeypatch.delenv(f"WANDB_{name}")
+    monkeypatch.setenv("WANDB_MODE", "online")  # a wish of the user's
+    start_tracker("none", tmp_path)
+    assert "WANDB_DIR" not in os.environ
+    start_tracker("wandb", tmp_path)
+    assert os.environ["WANDB_MODE"] == "online" and os.environ["WANDB_DIR"] == str(tmp_path)
+    monkeypatch.delenv("WANDB_MODE")
+    start_tracker("wandb", tmp_path)
+    assert os.environ["WANDB_MODE"] == "offline"
+    asked = {}
+    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(
+        init=lambda project, **options: asked.update(options, project=project)))
+    start_tracker("trackio", tmp_path / "my-run")  # embed: no page, on Colab a public one
+    assert asked == {"project": "countdown-grpo", "name": "my-run", "resume": "allow",
+                     "embed": False}
+
+
+@pytest.mark.parametrize("wish", [None, "0"])
+def test_no_usage_report_is_sent_unless_it_is_wished_for(wish):
+    program = ("import helpers; from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY;"
+               "print(HF_HUB_DISABLE_TELEMETRY)")
+    clean = {name: value for name, value in os.environ.items() if name not in (
+        "DO_NOT_TRACK", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY")}
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True,
+                          text=True, env=clean | ({"DO_NOT_TRACK": wish} if wish else {})).stdout
+    assert said.strip() == str(wish is None)

@@ -105,6 +105,7 @@ def test_later_screening_runs_say_what_they_trained_with(name, changes):
     ("soft", {"mask_truncated", "steps"}, {"scale_rewards": "batch"}, 86),
     ("cool", {"mask_truncated", "steps", "temperature"}, {"temperature": 0.7}, 88),
     ("easyfirst", {"mask_truncated", "steps"}, {}, 92),
+    ("8x16", {"mask_truncated", "steps", "prompts_per_step"}, {}, 135),
     ("merged", {"mask_truncated", "steps", "quantisation"}, {}, 96)])
 def test_the_last_screening_runs_keep_counts_by_puzzle(name, changes, config, steps):
     run = DATA / "sweeps" / f"smollm2-screen-{name}-seed0"
