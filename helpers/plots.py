@@ -52,6 +52,7 @@ def training_curves(runs, panels=PANELS, window=10, steps=None, held_out=None):
                           label=f"held out, {held_out['n'].iloc[0]} puzzles")
             axis.legend(fontsize=9)
         axis.set_xlabel("step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlim(0, steps)

