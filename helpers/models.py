@@ -86,7 +86,7 @@ def load_tokenizer(profile):
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if "gguf_file" in options:  # the file names another end token than the model was trained with
         tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-        tokenizer.backend_tokenizer.model.byte_fallback = False  # llama.cpp would take it for Llama's
+        tokenizer.backend_tokenizer.model.byte_fallback = False  # as published; for llama.cpp
     tokenizer.padding_side = "left"
     return tokenizer
 
