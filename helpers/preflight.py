@@ -13,7 +13,7 @@ from importlib import metadata
 
 from helpers.forecast import card_limits, forecast
 from helpers.paths import RUNS, show
-from helpers.profiles import CAPABILITY_NEEDED, PROFILES, NoGPU, choose
+from helpers.profiles import CAPABILITY_NEEDED, PROFILES, SMALLER, NoGPU, choose
 from helpers.runs import DISK_MIB, probe
 from set_up import DRIVER, PROJECT, PYTHON, installed, project_version, try_imports
 
@@ -132,6 +132,9 @@ def _gpu(profile):
         yield ("FAIL", "GPU: torch finds none",
                "on Colab choose a GPU runtime, else see CUDA_VISIBLE_DEVICES, or use profile cpu")
         return
+    if cuda.device_count() > 1:
+        yield ("FAIL", f"GPU: {cuda.device_count()} are there, and one is trained on",
+               "set CUDA_VISIBLE_DEVICES=0 before Jupyter starts, or see docs/several_gpus.md")
     capability, needed = cuda.get_device_capability(), _text(CAPABILITY_NEEDED)
     line = f"GPU {cuda.get_device_name()}, compute capability {_text(capability)}"
     if capability < CAPABILITY_NEEDED:
@@ -149,8 +152,8 @@ def _gpu(profile):
     needed = max(profile.min_gpu_gib, profile.roomy_gib)
     line = f"GPU memory: {free:.1f} of {total:.1f} GiB free, {needed:g} GiB needed"
     who = "" if free >= needed else holders()
-    smaller = ("take smaller micro-batches: dataclasses.replace(profile, micro_batch="
-               f"{profile.micro_batch // 4}, roomy_gib=0)")
+    changes = ", ".join(f"{k}={v}" for k, v in SMALLER.get(profile.name, {}).items())
+    smaller = f"let it take less: dataclasses.replace(profile, {changes}, roomy_gib=0)"
     yield _check(free >= needed, line, "it is held by this kernel, which has loaded a model: go on "
                  "with that, or restart the kernel" if "this kernel" in who else
                  f"it is held by {who}: shut that down (Kernel > Shut Down Kernel), or "

@@ -17,7 +17,7 @@ BOOKS = {str(path.relative_to(ROOT / "notebooks")): nbformat.read(path, as_versi
          for path in PATHS}
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["repository"]
 # Cells, words of prose: predictions, exercises, solutions and the quiz are not counted.
-LIMITS = {"01": (16, 950), "02": (24, 1150), "03": (26, 1400), "04": (39, 1780), "05": (30, 1600),
+LIMITS = {"01": (16, 950), "02": (24, 1150), "03": (26, 1400), "04": (39, 1810), "05": (30, 1600),
           "06": (48, 1750)}  # 06: fourteen of its cells are GRPO, function by function
 
 QUIZ = json.loads((DATA / "quiz.json").read_text(encoding="utf-8"))

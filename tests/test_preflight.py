@@ -33,7 +33,7 @@ def machine(tmp_path, monkeypatch):
     """A machine on which the GPU profile passes; tests break one thing each."""
     state = types.SimpleNamespace(
         driver="580.82.07", cuda="13.0", available=True, capability=(8, 0), bf16=True,
-        free=39 << 30, versions=dict(PACKAGES), hub_down=False, fault=None)
+        free=39 << 30, cards=1, versions=dict(PACKAGES), hub_down=False, fault=None)
     pins = module.metadata.requires(module.PROJECT)
     real = metadata.version
 
@@ -59,7 +59,8 @@ def machine(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "card_limits", lambda: {"matrix_tflops": 250, "copy_tb_per_s": 1.5})
     cuda = types.SimpleNamespace(
-        is_available=lambda: state.available, get_device_capability=lambda: state.capability,
+        is_available=lambda: state.available, device_count=lambda: state.cards,
+        get_device_capability=lambda: state.capability,
         get_device_name=lambda: "A GPU", mem_get_info=lambda: (state.free, 40 << 30),
         is_bf16_supported=lambda including_emulation: state.bf16)
     torch = types.ModuleType("torch")
@@ -256,6 +257,12 @@ def test_offline_hub_is_skipped(machine, capsys, monkeypatch):
     machine.hub_down = True
     preflight(GPU)
     assert "SKIP Hub: HF_HUB_OFFLINE" in capsys.readouterr().out
+
+
+def test_several_cards_are_told_of_before_anything_is_loaded(machine, capsys):
+    machine.cards = 2
+    (line,) = fails(GPU, capsys)
+    assert "2 are there" in line and "CUDA_VISIBLE_DEVICES=0" in line
 
 
 def test_a_card_that_is_partly_taken_is_told_of_smaller_micro_batches(machine, capsys):
