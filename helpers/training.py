@@ -35,6 +35,7 @@ from helpers.runs import (
     step_of,
     write_json,
 )
+from set_up import PROJECT
 
 METRICS = {  # trl's name of a metric -> ours
     "reward": "reward", "rewards/equation_reward_func/mean": "equation_reward",
@@ -52,7 +53,6 @@ SETTINGS = (  # arguments of GRPOConfig that stand in notebook 04, and that anot
     "mask_truncated_completions", "loss_type", "beta", "epsilon", "epsilon_high", "num_iterations",
     "learning_rate", "warmup_steps", "seed")
 SETTINGS_FILE = "training_settings.json"  # in a checkpoint
-PROJECT = "countdown-grpo"  # in a tracker
 ANOTHER = ('Name another folder, open_run(profile, seed, name="try-1"), and run all cells from '
            "there on")
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, getattr(errno, "EDQUOT", None)}
