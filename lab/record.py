@@ -118,7 +118,7 @@ def make_trainer(model, tokenizer, config, reward_funcs, train_set, callbacks=()
 
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
            temperatures=TEMPERATURES, watch=0, every=10, easy_first=False, merge=False,
-           **changes):
+           short_first=None, **changes):
     """Evaluate, train, evaluate again, and leave everything in the run's folder.
 
     Parameters
@@ -146,6 +146,8 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         A curriculum: see `by_difficulty`.
     merge : bool
         Sample in training from merged 16-bit weights: see `lab.merging`.
+    short_first : (int, int), optional
+        Tokens a completion in the first steps, and how many steps: see `lab.lengths`.
     **changes
         Arguments of GRPOConfig that replace the profile's.
 
@@ -181,12 +183,17 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     trainer = make_trainer(
         model, tokenizer, make_config(profile, run, seed, **changes), reward_funcs,
         prompt_dataset(puzzles, seed), callbacks)
+    if short_first:
+        from lab.lengths import ShortFirst
+
+        trainer.add_callback(ShortFirst(trainer, *short_first))
     train_or_resume(trainer, run, minutes)
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
     spent += time.monotonic() - start
+    more = {"short_first": list(short_first)} if short_first else {}
     finish(run, profile, part, pd.concat([before, after], ignore_index=True), spent,
-           "python -m lab.record")
+           "python -m lab.record", **more)
     if watch:
         replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
     return run
@@ -293,6 +300,11 @@ def main():
                         help="whose standard deviation the advantages are divided by")
     parser.add_argument("--merge", action="store_true",
                         help="sample from merged 16-bit weights (lab.merging)")
+    parser.add_argument("--tries", type=float, nargs=2, metavar=("WEIGHT", "MOST"), help="so much "
+                        "of the reward pays for useful tries where a puzzle is not solved, in full "
+                        "from MOST tries on: see lab.useful")
+    parser.add_argument("--short-first", type=int, nargs=2, metavar=("TOKENS", "STEPS"),
+                        help="sample at most TOKENS a completion in the first STEPS steps")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
     parser.add_argument("--watch", type=int, default=0, metavar="PUZZLES",
@@ -313,10 +325,16 @@ def main():
     profile.describe()
     rewards, config = (overlong(profile, options.overlong, options.overlong_weight)
                        if options.overlong else (REWARDS, {}))
+    if options.tries:
+        from lab.useful import tries_reward
+
+        weight, most = options.tries
+        rewards = (*REWARDS, tries_reward(most))
+        config["reward_weights"] = [profile.format_weight, 1 - weight, weight]
     config["scale_rewards"] = options.scale_rewards
     run = record(profile, options.seed, options.part, options.name, rewards, options.minutes,
                  options.temperatures, options.watch, options.every, options.easy_first,
-                 options.merge, **config)
+                 options.merge, options.short_first, **config)
     print(f"recorded in {show(RUNS / run.name)}")
     if options.reference:
         keep(run, REFERENCE_RUNS, files=FILES + (("curve.jsonl",) if options.watch else ()))

@@ -106,13 +106,17 @@ def test_later_screening_runs_say_what_they_trained_with(name, changes):
     ("cool", {"mask_truncated", "steps", "temperature"}, {"temperature": 0.7}, 88),
     ("easyfirst", {"mask_truncated", "steps"}, {}, 92),
     ("8x16", {"mask_truncated", "steps", "prompts_per_step"}, {}, 135),
-    ("merged", {"mask_truncated", "steps", "quantisation"}, {}, 96)])
+    ("merged", {"mask_truncated", "steps", "quantisation"}, {}, 96),
+    ("short", {"mask_truncated", "steps", "save_every"}, {}, 113),
+    ("tries", {"mask_truncated", "steps", "save_every"}, {"scale_rewards": "batch"}, 111),
+    ("short16", {"mask_truncated", "steps", "save_every", "quantisation"}, {}, 123)])
 def test_the_last_screening_runs_keep_counts_by_puzzle(name, changes, config, steps):
     run = DATA / "sweeps" / f"smollm2-screen-{name}-seed0"
     saved = json.loads((run / "config.json").read_text())
     assert set(profiles.differences(profiles.SMOLLM2, saved["profile"])) == changes
     assert config.items() <= saved["training"].items()
     assert ("overlong_punishment" in saved["training"]["reward_funcs"]) == (name == "soft")
+    assert ("useful_tries" in saved["training"]["reward_funcs"]) == (name == "tries")
     rows, frame = read_rows(run / "metrics.jsonl"), pd.read_parquet(run / "evaluation.parquet")
     assert len(rows) == steps and rows[-1]["seconds"] < 15 * 60
     assert frame.groupby(["stage", "temperature"]).size().tolist() == [1002] * 4

@@ -1,0 +1,119 @@
+"""What the tries of a thought are worth: how many use the numbers, are right, and are new.
+
+``python -m lab.useful smollm2-seed0 cpu-seed0`` counts in the completions of recorded runs.
+"""
+
+import argparse
+import operator
+from collections import Counter
+
+import pandas as pd
+
+from helpers.prompts import completion_text, parse_completion
+from helpers.rewards import equation_reward_func
+from lab.habits import tries
+from lab.report import find_run
+
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def legal(steps, nums):
+    """Return whether a try's steps use every given number once, and each result before the last."""
+    pool = Counter(int(n) for n in nums)
+    for left, _, right, result in steps:
+        for side in (left, right):
+            if not pool[side]:
+                return False
+            pool[side] -= 1
+        pool[result] += 1
+    return len(steps) == len(nums) - 1
+
+
+def right(steps):
+    """Return whether each of a try's calculations gives what is written."""
+    return all(left == right * result and right != 0 if sign == "/"
+               else OPERATIONS[sign](left, right) == result for left, sign, right, result in steps)
+
+
+def useful(text, nums):
+    """Return the different tries of a completion that are legal and right, as a set of steps."""
+    return {one.steps for one in tries(text) if legal(one.steps, nums) and right(one.steps)}
+
+
+def tries_reward(most):
+    """Return a reward that also pays, where the puzzle is not solved, for useful tries.
+
+    Parameters
+    ----------
+    most : int
+        So many useful tries are paid in full; fewer in proportion.
+
+    Returns
+    -------
+    callable
+        1.0 for a completion that solves the puzzle; for another that gives an answer, useful tries
+        / most, at most 1.0; else 0.0: so what is cut off is paid nothing.
+    """
+    def useful_tries(prompts, completions, target, nums, **kwargs):
+        solved = equation_reward_func(prompts, completions, target, nums)
+        texts = map(completion_text, completions)
+        return [1.0 if yes else 0.0 if parse_completion(text).answer is None
+                else min(1.0, len(useful(text, given)) / most)
+                for yes, text, given in zip(solved, texts, nums, strict=True)]
+
+    return useful_tries
+
+
+def count(frame, limit):
+    """Count the tries of graded completions.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Rows of `helpers.evaluation.sample_completions`.
+    limit : int
+        The longest completion allowed, in tokens.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each stage, temperature and number of given numbers: the shares of completions
+        that are solved and cut off, tries a completion, the shares of tries that are legal, right,
+        and both and new, and these last ones a completion.
+    """
+    rows = []
+    for row in frame.itertuples():
+        found = [one.steps for one in tries(row.completion)]
+        good = [steps for steps in found if legal(steps, row.nums) and right(steps)]
+        rows.append({
+            "stage": row.stage, "temperature": row.temperature, "numbers": len(row.nums),
+            "completions": 1, "solved": row.correct, "cut off": row.tokens >= limit,
+            "tries": len(found), "legal": sum(legal(steps, row.nums) for steps in found),
+            "right": sum(map(right, found)), "useful": len(set(good))})
+    keys = ["stage", "temperature", "numbers"]
+    table = pd.DataFrame(rows).groupby(keys, sort=False).sum()
+    for column in ("solved", "cut off"):
+        table[column] /= table["completions"]
+    for column in ("legal", "right"):
+        table[column] /= table["tries"]
+    table["useful share"] = table["useful"] / table["tries"]
+    for column in ("tries", "useful"):
+        table[column] /= table["completions"]
+    return table.sort_index(ascending=[False, True, True])
+
+
+def main():
+    """Read the command line and print one table a run."""
+    from helpers.runs import read_config
+
+    parser = argparse.ArgumentParser(prog="python -m lab.useful", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or a name under data/")
+    for name in parser.parse_args().runs:
+        run = find_run(name)
+        limit = read_config(run)["profile"]["max_completion_length"]
+        table = count(pd.read_parquet(run / "evaluation.parquet"), limit)
+        print(f"{name}\n{table.round(3).to_string()}\n")
+
+
+if __name__ == "__main__":
+    main()
