@@ -195,12 +195,12 @@ def restoring(model, function):
     function : callable
         What changes the weights; it is called with what the returned function gets.
     """
-    base = [layer.base_layer.weight for layer in model.modules()
-            if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
-    clean = [weight.detach().clone() for weight in base]
-
     @functools.wraps(function)
     def restored(*arguments, **options):
+        # copied in each call: no second copy is held in between, and sharded weights may move
+        base = [layer.base_layer.weight for layer in model.modules()
+                if hasattr(layer, "base_layer") and hasattr(layer, "lora_A")]
+        clean = [weight.detach().clone() for weight in base]
         result = function(*arguments, **options)
         with torch.no_grad():
             for weight, kept in zip(base, clean, strict=True):
