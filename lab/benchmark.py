@@ -25,6 +25,7 @@ from helpers.models import base_folder, lora_settings, vllm_share
 from helpers.paths import RUNS, show
 from helpers.rewards import equation_reward_func, strict_format_reward_func
 from helpers.runs import environment, write_json
+from lab import samplers
 from lab.record import changed, make_config, make_model, make_trainer
 
 FOLDER = RUNS / "benchmarks"
@@ -349,7 +350,8 @@ def split_changes(profile, items):
     return changed(profile, own), {k: json.loads(v) for k, v in others.items()}
 
 
-def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, card_gib=None):
+def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, card_gib=None,
+            sampler=()):
     """Run some GRPO steps, return and write what they took; again for each variation.
 
     Parameters
@@ -369,6 +371,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
         Further arguments of Unsloth's ``from_pretrained``.
     card_gib : float, optional
         Run as on a card with so much memory; the rest is held by another process.
+    sampler : sequence of str
+        How vLLM samples instead of its own way (``unsloth`` only): see `lab.samplers`.
 
     Returns
     -------
@@ -385,7 +389,8 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
         watch.forget()
         start = time.monotonic()
         if stack == "unsloth":
-            model, tokenizer = make_model(profile, seed, **(load or {}))
+            make = samplers.load_with(sampler, make_model)
+            model, tokenizer = make(profile, seed, **(load or {}))
         from helpers.training import collecting_between_steps, prompt_dataset
 
         dataset = prompt_dataset(load_split(profile.puzzles, "train"), seed)
@@ -409,7 +414,7 @@ def measure(profile, stack, warm_up=3, seed=0, name=None, vary=(), load=None, ca
                 "command": "python -m lab.benchmark " + " ".join(sys.argv[1:]),
                 "profile": profiles.settings(changed) | {"model": (  # of a folder its name alone
                     changed.model if changed.revision else os.path.basename(changed.model))},
-                "loaded_with": load or {}, "card_gib": card_gib,
+                "loaded_with": load or {}, "sampler": list(sampler), "card_gib": card_gib,
                 "environment_variables": {
                     k: v for k, v in sorted(os.environ.items())  # no folder of this machine
                     if k.startswith(("UNSLOTH_", "VLLM_")) and os.sep not in v},
@@ -449,25 +454,28 @@ def main():
     parser.add_argument("--card-gib", type=float, metavar="GIB",
                         help="hold the rest of the GPU in another process, as if it had only so "
                         "much memory")
+    samplers.add_option(parser)
     options = parser.parse_args()
     try:
         profile = profiles.choose(options.profile)
         profile = changed(replace(profile, steps=options.steps), options.set)
+        samplers.check_choice(options.sampler, profile)
         for item in options.vary:
             split_changes(profile, [item])
         load = {name: json.loads(value) for name, value in
                 (item.split("=", 1) for item in options.load)}
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
-    if options.stack == "trl" and (options.vary or load):
-        parser.error("--vary and --load are for the stack unsloth")
+    if options.stack == "trl" and (options.vary or load or options.sampler):
+        parser.error("--vary, --load and --sampler are for the stack unsloth")
     if options.random_weights:
         folder = FOLDER / "random_weights"
         if not list(folder.glob("*.safetensors")):
             random_weights(profile, folder)
         profile = replace(profile, model=str(folder), revision=None)
     for result in measure(profile, options.stack, options.warm_up, name=options.name,
-                          vary=options.vary, load=load, card_gib=options.card_gib):
+                          vary=options.vary, load=load, card_gib=options.card_gib,
+                          sampler=options.sampler):
         print(json.dumps({k: v for k, v in result.items() if k not in ("steps", "profile")},
                          indent=1))
         print("written to", show(FOLDER / f"{result['name']}.json"))

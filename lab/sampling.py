@@ -2,12 +2,15 @@
 
 Profile a100's architecture with random weights, loaded as notebook 04 loads it (Unsloth and vLLM).
 Writes runs/benchmarks/sampling-<name>.json. ``--profile-steps`` also writes where the time goes,
-by Python function and by kernel.
+by Python function and by kernel; ``--sampler`` samples in another way (`lab.samplers`), and
+``--check`` shows whether that is still the policy.
 """
 
 import argparse
 import cProfile
 import pstats
+import shlex
+import sys
 import time
 from dataclasses import replace
 
@@ -15,6 +18,7 @@ from helpers import profiles
 from helpers.models import load_model
 from helpers.paths import show
 from helpers.runs import environment, write_json
+from lab import samplers
 from lab.benchmark import FOLDER, random_weights
 
 WAYS = {  # what trl asks for today, and what could be asked instead
@@ -63,9 +67,19 @@ def main():
     parser.add_argument("--vllm-gib", type=float, default=30.0)
     parser.add_argument("--completions", type=int, nargs="+", default=[8, 64, 128, 256])
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
+                        help="what is asked for; all of them if left out: " + ", ".join(WAYS))
     parser.add_argument("--name")
     parser.add_argument("--profile-steps", action="store_true")
+    parser.add_argument("--check", action="store_true",
+                        help="then compare vLLM's log-probs with the policy's")
+    samplers.add_option(parser)
     options = parser.parse_args()
+    try:
+        samplers.check_choice(options.sampler,
+                              replace(profiles.A100, quantisation=options.quantisation))
+    except ValueError as error:
+        parser.error(str(error))
     name = options.name or f"{options.quantisation or '16bit'}-{options.max_num_seqs}"
     weights = FOLDER / "random_weights"
     if not list(weights.glob("*.safetensors")):
@@ -74,7 +88,7 @@ def main():
                       quantisation=options.quantisation, max_num_seqs=options.max_num_seqs,
                       vllm_gib=options.vllm_gib)
     start = time.monotonic()
-    model, tokenizer = load_model(profile)
+    model, tokenizer = samplers.load_with(options.sampler, load_model)(profile)
     loading = round(time.monotonic() - start, 1)
     model.save_lora(str(FOLDER / "lora"))
     adapter = model.load_lora(str(FOLDER / "lora"), load_tensors=True)
@@ -87,9 +101,9 @@ def main():
     sample(32, logprobs=0)  # what the first call compiles is not counted
     rows = []
     for completions in options.completions:
-        for way, settings in WAYS.items():
+        for way in options.ways:
             for lora in (True, False):
-                seconds = min(sample(options.tokens, completions, lora, **settings)
+                seconds = min(sample(options.tokens, completions, lora, **WAYS[way])
                               for _ in range(2))
                 rows.append({"way": way, "completions": completions, "adapter": lora,
                              "tokens": options.tokens, "seconds": round(seconds, 3),
@@ -98,10 +112,17 @@ def main():
                 print(rows[-1], flush=True)
     if options.profile_steps:
         profile_steps(name, sample)
-    write_json(FOLDER / f"sampling-{name}.json", {
-        "command": f"python -m lab.sampling --name {name}", "quantisation": options.quantisation,
+    found = {
+        "command": "python -m lab.sampling " + shlex.join(sys.argv[1:]),
+        "quantisation": options.quantisation, "sampler": options.sampler,
         "max_num_seqs": options.max_num_seqs, "loading_seconds": loading,
-        "prompt_tokens": PROMPT_TOKENS, "rows": rows, **environment()})
+        "prompt_tokens": PROMPT_TOKENS, "rows": rows, **environment()}
+    write_json(FOLDER / f"sampling-{name}.json", found)  # before the check: it may fail
+    if options.check:
+        found["check"] = samplers.compare_log_probs(model, tokenizer, FOLDER / "lora",
+                                                    options.sampler)
+        print(found["check"])
+        write_json(FOLDER / f"sampling-{name}.json", found)
     print("written to", show(FOLDER / f"sampling-{name}.json"))
 
 
