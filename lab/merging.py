@@ -5,6 +5,8 @@ only (``--set quantisation=null``). vLLM and the trainer share one copy of the w
 copy is kept beside it and put back after sampling. Sampling then needs no kernels for the adapter.
 """
 
+import sys
+
 from lab import benchmark
 from lab.record import make_model
 
@@ -60,5 +62,8 @@ def _make_model(profile, seed=0, **load):
 
 
 if __name__ == "__main__":
+    if "--sampler" in sys.argv:
+        sys.exit("lab.merging is a way of sampling itself: leave out --sampler, or say "
+                 "python -m lab.benchmark")
     benchmark.make_model = _make_model
     benchmark.main()
