@@ -1,4 +1,4 @@
-"""What docs/results.md says of the three shorter trainings of the CPU profile."""
+"""What docs/results.md says of the shorter trainings of the CPU profile."""
 
 import json
 
@@ -12,6 +12,7 @@ from helpers.runs import read_rows
 from lab.report import gains_of
 
 SHORTER = [DATA / "sweeps" / f"cpu-62steps-seed{seed}" for seed in range(3)]
+AT_ITS_RATE = [DATA / "sweeps" / f"cpu-62steps-2e-4-seed{seed}" for seed in range(3)]
 SECTION = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition(
     "### The same gain from fewer sampled tokens")[2].partition("\n### ")[0]
 
@@ -26,10 +27,11 @@ def graded(run):
     return frame.assign(run=run.name, puzzle=[canonical(*pair) for pair in pairs])
 
 
-@pytest.mark.parametrize("run", SHORTER, ids=lambda run: run.name)
-def test_they_differ_from_the_profile_in_rate_and_steps(run):
+@pytest.mark.parametrize("run", SHORTER + AT_ITS_RATE, ids=lambda run: run.name)
+def test_they_differ_from_the_profile_in_steps_and_some_in_the_rate(run):
     config = json.loads((run / "config.json").read_text())
-    assert profiles.differences(profiles.CPU, config["profile"]) == ["learning_rate", "steps"]
+    assert profiles.differences(profiles.CPU, config["profile"]) == [
+        *["learning_rate"] * (run in SHORTER), "steps"]
     assert len(read_rows(run / "metrics.jsonl")) == config["profile"]["steps"] == 62
     assert config["evaluated_on"] == "data/puzzles/cpu-test.parquet"
 
@@ -37,12 +39,15 @@ def test_they_differ_from_the_profile_in_rate_and_steps(run):
 def test_they_sampled_less():
     usual = [DATA / "reference_runs" / f"cpu-seed{seed}" for seed in range(3)]
     fewer, more = (sum(map(sampled_tokens, runs)) for runs in (SHORTER, usual))
+    third = sum(map(sampled_tokens, AT_ITS_RATE))
+    assert f"{third / 3e6:.3f} million tokens a run ({third / more:.0%})".replace("%", " %") in SECTION
     assert f"{fewer / 3e6:.3f} million tokens a run, {fewer / more:.0%}".replace(
         "%", " %") in SECTION and f"the {more / 3e6:.3f} million" in SECTION
 
 
-def test_their_gains_are_as_told():
-    gains = gains_of(pd.concat(map(graded, SHORTER)))
+@pytest.mark.parametrize("runs", [SHORTER, AT_ITS_RATE], ids=["3e-4", "2e-4"])
+def test_their_gains_are_as_told(runs):
+    gains = gains_of(pd.concat(map(graded, runs)))
     for temperature, name in ((1.0, "temperature 1"), (0.6, "temperature 0.6"), (0.0, "greedily")):
         rows = 100 * gains.loc[temperature]
         told = ", ".join(f"{row.gain:+.1f} ({row.low:.1f} to {row.high:.1f})"
