@@ -11,15 +11,13 @@ its own (3B: 5.2 GiB); with NF4 it has them, and vLLM has the copies of `lab.nf4
 """
 
 
-def round_at_random(exact, generator=None):
+def round_at_random(exact):
     """Round to bfloat16's numbers in place, up or down at random, keeping the mean.
 
     Parameters
     ----------
     exact : torch.Tensor
         float32, finite; it is overwritten.
-    generator : torch.Generator, optional
-        Of the draws.
 
     Returns
     -------
@@ -31,13 +29,12 @@ def round_at_random(exact, generator=None):
     # A float's bits without the sign count its size upwards, and bfloat16 has the upper 16 of them.
     # A draw added to the lower 16 carries as often as they are far from the lower neighbour.
     bits = exact.view(torch.int32)
-    bits += torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device,
-                          generator=generator)
+    bits += torch.randint(0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device)
     bits &= -(1 << 16)
     return exact
 
 
-def install(model):
+def install(model, inner):
     """Make a model's engine sample from folded weights whenever an adapter is asked for.
 
     It is the policy's adapter as it is at that moment, whichever the request names.
@@ -46,19 +43,25 @@ def install(model):
     ----------
     model : peft.PeftModel
         Unsloth's, with vLLM; in bfloat16, or in NF4 and loaded after `lab.nf4_copies.install`.
+    inner : torch.nn.Module
+        The model inside vLLM.
 
     Raises
     ------
     ValueError
-        If vLLM has no bfloat16 weights for a layer that has an adapter.
+        If vLLM has no bfloat16 weights for a layer that has an adapter, or does not share them with
+        the trainer: it would sample from the model without its adapter.
     """
     import torch
 
     layers = [m for m in model.modules() if "default" in getattr(m, "lora_A", {})]
     if all(layer.base_layer.weight.dtype == torch.bfloat16 for layer in layers):
         targets = []  # (the trainer's layer, what vLLM reads)
+        spans = [(p.data_ptr(), p.data_ptr() + p.nbytes) for p in inner.parameters()]
         for layer in layers:
             shared = layer.base_layer.weight.data
+            if not any(start <= shared.data_ptr() < end for start, end in spans):
+                raise ValueError("vLLM has weights of its own, and would not see folded ones")
             layer.base_layer.weight.data = shared.clone()  # vLLM's graphs know the old address
             targets.append((layer, shared))
 

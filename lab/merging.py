@@ -62,7 +62,7 @@ def _make_model(profile, seed=0, **load):
 
 
 if __name__ == "__main__":
-    if "--sampler" in sys.argv:
+    if any(word.startswith("--sa") for word in sys.argv):  # argparse takes --samp, too
         sys.exit("lab.merging is a way of sampling itself: leave out --sampler, or say "
                  "python -m lab.benchmark")
     benchmark.make_model = _make_model

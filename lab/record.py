@@ -322,13 +322,18 @@ def main():
         profile = changed(profile, options.set)
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
+    longest, (short, _) = profile.max_completion_length, options.short_first or (1, 0)
+    if not 0 < short < longest:  # before anything is loaded
+        parser.error(f"--short-first samples {short} tokens: give 1 to {longest - 1}")
+    weight, most = options.tries or (0.5, 1)
+    if options.overlong and options.tries or not (0 <= weight <= 1 and most >= 1):
+        parser.error("--tries takes a WEIGHT from 0 to 1 and MOST from 1 on, without --overlong")
     profile.describe()
     rewards, config = (overlong(profile, options.overlong, options.overlong_weight)
                        if options.overlong else (REWARDS, {}))
     if options.tries:
         from lab.useful import tries_reward
 
-        weight, most = options.tries
         rewards = (*REWARDS, tries_reward(most))
         config["reward_weights"] = [profile.format_weight, 1 - weight, weight]
     config["scale_rewards"] = options.scale_rewards

@@ -96,7 +96,7 @@ def load_with(sampler, load):
         if "fold" in sampler:
             from lab import folding
 
-            folding.install(model)
+            folding.install(model, vllm_model(model))
         return model, tokenizer
 
     return loaded
@@ -125,9 +125,10 @@ def agreement(policy, base, by_vllm):
     Returns
     -------
     dict of str to float
-        ``mean_ratio``: importance ratio, policy to sampler. ``mean_absolute_change``: what the
-        adapter changes. ``kept``: the share of that change that vLLM sampled with; of changes
-        below the differences of rounding it says little.
+        ``mean_ratio``: importance ratio, policy to sampler; near 1 for any two close models, so
+        it shows coarse faults only. ``mean_absolute_change``: what the adapter changes. ``kept``:
+        the share of that change that vLLM sampled with; of changes below the differences of
+        rounding it says little.
     """
     change, difference = policy - base, policy - by_vllm
     kept = ((by_vllm - base) * change).sum() / change.pow(2).sum()

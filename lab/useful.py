@@ -1,5 +1,7 @@
 """What the tries of a thought are worth: how many use the numbers, are right, and are new.
 
+A try is a line that holds a calculation (`lab.habits`). It need not reach the target to be useful.
+
 ``python -m lab.useful smollm2-seed0 cpu-seed0`` counts in the completions of recorded runs.
 """
 
@@ -11,6 +13,7 @@ import pandas as pd
 
 from helpers.prompts import completion_text, parse_completion
 from helpers.rewards import equation_reward_func
+from helpers.runs import read_config
 from lab.habits import tries
 from lab.report import find_run
 
@@ -78,8 +81,8 @@ def count(frame, limit):
     -------
     pandas.DataFrame
         One row for each stage, temperature and number of given numbers: the shares of completions
-        that are solved and cut off, tries a completion, the shares of tries that are legal, right,
-        and both and new, and these last ones a completion.
+        that are solved, solved with one try, and cut off; tries a completion; the shares of tries
+        that are legal, right, and useful (both, and new); and useful tries a completion.
     """
     rows = []
     for row in frame.itertuples():
@@ -87,12 +90,13 @@ def count(frame, limit):
         good = [steps for steps in found if legal(steps, row.nums) and right(steps)]
         rows.append({
             "stage": row.stage, "temperature": row.temperature, "numbers": len(row.nums),
-            "completions": 1, "solved": row.correct, "cut off": row.tokens >= limit,
+            "completions": 1, "solved": row.correct, "at once": row.correct and len(found) == 1,
+            "cut off": row.tokens >= limit,
             "tries": len(found), "legal": sum(legal(steps, row.nums) for steps in found),
             "right": sum(map(right, found)), "useful": len(set(good))})
     keys = ["stage", "temperature", "numbers"]
     table = pd.DataFrame(rows).groupby(keys, sort=False).sum()
-    for column in ("solved", "cut off"):
+    for column in ("solved", "at once", "cut off"):
         table[column] /= table["completions"]
     for column in ("legal", "right"):
         table[column] /= table["tries"]
@@ -104,15 +108,18 @@ def count(frame, limit):
 
 def main():
     """Read the command line and print one table a run."""
-    from helpers.runs import read_config
-
     parser = argparse.ArgumentParser(prog="python -m lab.useful", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or a name under data/")
     for name in parser.parse_args().runs:
-        run = find_run(name)
+        try:
+            run = find_run(name)
+        except ValueError as error:
+            parser.error(str(error))
+        frame = pd.read_parquet(run / "evaluation.parquet")
+        if "completion" not in frame:
+            parser.error(f"{name} kept no completions to count in: give a run that did")
         limit = read_config(run)["profile"]["max_completion_length"]
-        table = count(pd.read_parquet(run / "evaluation.parquet"), limit)
-        print(f"{name}\n{table.round(3).to_string()}\n")
+        print(f"{name}\n{count(frame, limit).round(3).to_string()}\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,19 @@ def test_several_processes_are_sent_elsewhere(monkeypatch, capsys):
     assert "for several say -m lab.several_gpus" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options, message", [
+    (["--short-first", "144", "3"], "give 1 to 143"),
+    (["--short-first", "0", "3"], "give 1 to 143"),
+    (["--tries", "1.5", "6"], "WEIGHT from 0 to 1"), (["--tries", "0.3", "0"], "MOST from 1"),
+    (["--tries", "0.3", "6", "--overlong", "20"], "without --overlong")])
+def test_wrong_options_are_refused_before_anything_is_loaded(options, message, monkeypatch, capsys):
+    monkeypatch.setattr("lab.record.record", lambda *given, **more: pytest.fail("it began"))
+    monkeypatch.setattr(sys, "argv", ["record", "--profile", "cpu", *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
+
+
 def test_runs_that_ask_many_prompts_or_one_are_there_in_pairs():
     assert [run.name for run in ARRANGED] == [
         f"cpu-{kind}-seed{seed}" for kind in ("1x32", "8x16") for seed in (100, 101)]

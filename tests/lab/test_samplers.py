@@ -89,7 +89,9 @@ def test_vllm_samples_from_folded_weights_and_the_trainer_keeps_its_own():
             emptied.append(True)
 
     model.vllm_engine = Engine()
-    folding.install(model)
+    with pytest.raises(ValueError, match="vLLM has weights of its own"):
+        folding.install(model, module(weight=torch.nn.Parameter(clean)))
+    folding.install(model, module(packed=torch.nn.Parameter(shared)))  # the same memory
     assert torch.equal(model.vllm_engine.generate([]), clean.float()) and not emptied
     draws = torch.stack([model.vllm_engine.generate([], lora_request="it") for _ in range(300)])
     change = 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
@@ -170,12 +172,18 @@ def test_copies_are_what_bitsandbytes_dequantises(monkeypatch):
 
 # ---- the wide product
 
-@pytest.mark.parametrize("outputs", [(128, 64, 64), (4096, 4096), (4160, 4096)])
-def test_the_wide_product_is_that_of_weights_and_adapter(outputs, monkeypatch):
+@pytest.fixture
+def wide_lora(monkeypatch):
+    """lab.wide_lora with kernels that run on the CPU, for one test."""
     pytest.importorskip("triton", reason="no triton here")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # runs kernels on the CPU; read at import
-    monkeypatch.delitem(sys.modules, "lab.wide_lora", raising=False)
-    wide_lora = importlib.import_module("lab.wide_lora")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read at import
+    sys.modules.pop("lab.wide_lora", None)
+    yield importlib.import_module("lab.wide_lora")
+    del sys.modules["lab.wide_lora"], sys.modules["lab"].wide_lora
+
+
+@pytest.mark.parametrize("outputs", [(128, 64, 64), (4096, 4096), (4160, 4096)])
+def test_the_wide_product_is_that_of_weights_and_adapter(outputs, monkeypatch, wide_lora):
     rank, width = 16, 32
 
     class Layer(torch.nn.Module):
@@ -191,7 +199,7 @@ def test_the_wide_product_is_that_of_weights_and_adapter(outputs, monkeypatch):
             return "vLLM's own"
 
     class Merged(Layer):
-        create_lora_weights = lambda self: Layer.create_lora_weights(self)  # noqa: E731
+        create_lora_weights = Layer.create_lora_weights  # its own, as vLLM's has
 
     vllm_with(monkeypatch, "vllm.lora.layers.base_linear", BaseLinearLayerWithLoRA=Layer)
     vllm_with(monkeypatch, "vllm.lora.layers.column_parallel_linear",
@@ -224,7 +232,6 @@ def test_the_wide_product_is_that_of_weights_and_adapter(outputs, monkeypatch):
     layer.output_slices = (outputs[0] + 2, outputs[1] - 2)  # a block would lie in two slices
     with pytest.raises(ValueError, match="multiples of 64; here are 1 of rank 16"):
         layer.create_lora_weights()
-    monkeypatch.delitem(sys.modules, "lab.wide_lora")  # its kernel stays interpreted
 
 
 # ---- what is chosen
@@ -282,7 +289,7 @@ def test_classes_are_changed_before_loading_and_weights_are_folded_after(monkeyp
     monkeypatch.setattr(samplers, "prepare_environment", lambda profile: order.append("prepared"))
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
     monkeypatch.setattr(nf4_copies, "install", lambda: order.append("once"))
-    monkeypatch.setattr(folding, "install", lambda model: order.append("fold"))
+    monkeypatch.setattr(folding, "install", lambda model, inner: order.append("fold"))
 
     def load(profile, seed, **options):
         order.append(("load", seed, options))

@@ -40,7 +40,8 @@ def test_they_sampled_less():
     usual = [DATA / "reference_runs" / f"cpu-seed{seed}" for seed in range(3)]
     fewer, more = (sum(map(sampled_tokens, runs)) for runs in (SHORTER, usual))
     third = sum(map(sampled_tokens, AT_ITS_RATE))
-    assert f"{third / 3e6:.3f} million tokens a run ({third / more:.0%})".replace("%", " %") in SECTION
+    told = f"{third / 3e6:.3f} million tokens a run ({third / more:.0%})".replace("%", " %")
+    assert told in SECTION
     assert f"{fewer / 3e6:.3f} million tokens a run, {fewer / more:.0%}".replace(
         "%", " %") in SECTION and f"the {more / 3e6:.3f} million" in SECTION
 

@@ -1,13 +1,14 @@
 """Tries that count: legal, right, and new."""
 
 import json
+import sys
 
 import pandas as pd
 import pytest
 
 from helpers.paths import DATA, ROOT
 from lab.habits import tries
-from lab.useful import count, legal, right, tries_reward, useful
+from lab.useful import count, legal, main, right, tries_reward, useful
 
 NUMS = [8, 6, 7]
 GOOD = "8 - 6 = 2, 2 * 7 = 14 no"
@@ -54,15 +55,28 @@ def test_the_documents_counts_are_those_of_the_records(profile, limit):
     mean = sum(count(pd.read_parquet(run / "evaluation.parquet"), limit) for run in runs) / 3
     for numbers in (3, 4) if profile == "smollm2" else (3,):
         for temperature in (1.0, 0.0):
-            before, after = (mean.loc[stage, temperature, numbers] for stage in ("before", "after"))
-            told = (f"| {100 * before['solved']:.1f}, {100 * after['solved']:.1f} % "
-                    f"| {before['tries']:.1f}, {after['tries']:.1f} "
-                    f"| {before['useful']:.1f}, {after['useful']:.1f} |")
+            pair = [mean.loc[stage, temperature, numbers] for stage in ("before", "after")]
+            told = "| " + " | ".join(
+                ", ".join(f"{scale * row[column]:.1f}" for row in pair) + unit
+                for column, scale, unit in (
+                    ("solved", 100, " %"), ("at once", 100, " %"), ("tries", 1, ""),
+                    ("right", 100, " %"), ("useful", 1, ""))) + " |"
             assert told in TELLING, told
 
 
-def test_the_short_screening_run_kept_what_it_counted():
-    run = DATA / "sweeps" / "smollm2-screen-short-seed0"
+@pytest.mark.parametrize("name", ["short", "tries", "short16"])
+def test_the_last_screening_runs_kept_what_was_counted(name):
+    run = DATA / "sweeps" / f"smollm2-screen-{name}-seed0"
     frame = pd.read_parquet(run / "evaluation.parquet")
     assert (frame["useful"] <= frame["tries"]).all() and len(frame) == 4 * 1002
-    assert "--short-first 256 140" in json.loads((run / "config.json").read_text())["command"]
+    assert (frame["tries"] > 0)[frame["correct"]].all()
+    assert "--short-first 256" in json.loads((run / "config.json").read_text())["command"]
+
+
+@pytest.mark.parametrize("name, message", [
+    ("smollm2-screen-short-seed0", "kept no completions"), ("no-such-run", "no-such-run")])
+def test_a_run_that_cannot_be_counted_is_named(name, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["useful", name])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
