@@ -31,7 +31,6 @@ PARTS = ("train", "validation", "test")
 SHIPPED = ("cpu", "3to4")
 FEWEST = 10  # sets of numbers in a file of one's own
 LOCAL = DATA / "Countdown-Tasks-3to4.parquet"  # the public set's file, for those who have it
-_OTHERWISE = 'set COUNTDOWN_DATA to "shipped" or to a local Parquet file to do without the Hub'
 
 
 def validate(table, where, check_solvable=False):
@@ -158,69 +157,6 @@ def unlike_public(path):
     """How a file differs from the known public set: "" where it does not."""
     known = _checksum(path) == SHA256
     return "" if known else f"{Path(path).stat().st_size:,} bytes, another checksum"
-
-
-def load_puzzles(source=None):
-    """Load a table of puzzles and print in one line where it came from.
-
-    Parameters
-    ----------
-    source : str or path, optional
-        "hub", the public set at its pinned revision; "shipped", all parts of this repository's
-        3to4 set, shuffled; or a Parquet file. By default what the environment variable
-        COUNTDOWN_DATA says, else the Hub, else (if that fails) the shipped set.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns `nums` (list of int) and `target` (int), and the file's other columns.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError, ValueError
-        Where the file is missing, the Hub cannot be reached, or the table is not one of puzzles.
-    """
-    if not isinstance(source, str | os.PathLike | None):
-        raise TypeError(f'source is a {type(source).__name__}: give "hub", "shipped" or the path '
-                        "of a Parquet file; for a table at hand call validate(table, \"mine\")")
-    by_variable = not source
-    source = os.environ.get("COUNTDOWN_DATA", "") if by_variable else source
-    if isinstance(source, str):
-        _refuse_url(source)
-        word = source.strip().lower()
-        if word in ("hub", "shipped", ""):
-            source = word or None
-        else:
-            source = given_path(source) if by_variable else source.strip()
-    if source in ("hub", None):
-        try:
-            path, source = download_public(), "hub"
-        except OSError as error:
-            if source:
-                raise RuntimeError(f"the Hub's {REPO} could not be reached ({error}): check the "
-                                   f"network, or {_OTHERWISE}") from error
-            kind = type(error.__cause__ or error).__name__
-            print(f"The Hub could not be reached ({kind}); using the shipped set. For the public "
-                  f"set check the network; {_OTHERWISE}.")
-            source = "shipped"
-    if source == "hub":
-        frame = validate(read_table(path, f"the Hub's {REPO}"), f"the Hub's {REPO}")
-        different = unlike_public(path)
-        origin = f"the public set {REPO}, revision {REVISION[:7]}, from the Hub"
-        origin += f" - NOT the known file of {ROWS:,} rows: {different}" if different else ""
-    elif source == "shipped":
-        frame = pd.concat([load_split("3to4", part) for part in PARTS])
-        # one after the other, the parts would make any split by position a split by numbers
-        frame = frame.sample(frac=1, random_state=0, ignore_index=True)
-        origin = "the set shipped as data/puzzles/3to4-*.parquet"
-    else:
-        path = Path(source).expanduser()
-        table, different = read_table(path, path.name), unlike_public(path)
-        frame = validate(table, path.name, check_solvable=bool(different))
-        known = f"not the known public set ({different})" if different else f"the public set {REPO}"
-        origin = f"the local file {path.name}, {known}"
-    print(f"Puzzles: {len(frame):,} rows, {origin}.")
-    return frame
 
 
 def _refuse_url(text):

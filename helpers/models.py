@@ -78,19 +78,6 @@ def base_folder(profile):
                              allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
 
 
-def load_tokenizer(profile):
-    """Return a profile's tokenizer, from this repository, the Hub or a package."""
-    from transformers import AutoTokenizer
-
-    source, options = pretrained_source(profile)
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if "gguf_file" in options:  # the file names another end token than the model was trained with
-        tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-        tokenizer.backend_tokenizer.model.byte_fallback = False  # as published; for llama.cpp
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
 def load_model(profile, folder=None, seed=0, lora=None, **options):
     """Return a profile's model and tokenizer, ready for GRPO, as notebook 04 makes them.
 

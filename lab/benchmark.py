@@ -249,7 +249,7 @@ def random_weights(profile, folder):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from helpers.models import load_tokenizer
+    from lab.coldstart import load_tokenizer
 
     if profile.name != "a100":
         raise ValueError(f"random weights are for profile a100; {profile.name} has its own")

