@@ -9,7 +9,7 @@ from helpers.runs import REFERENCE_RUNS, read_rows
 
 # With another value a step takes another time and another memory.
 COSTLY = {"group_size", "prompts_per_step", "micro_batch", "max_completion_length", "uses_vllm",
-          "quantisation", "lora_rank", "standby", "gradient_checkpointing"}
+          "training_length", "quantisation", "lora_rank", "standby", "gradient_checkpointing"}
 MATRIX_SIZE = 8192
 
 
@@ -80,7 +80,7 @@ def pace(profile, card=None):
         hardware = " or ".join(dict.fromkeys(saved["hardware"] for saved in runs.values()))
         source = f"{hardware}, the fastest of {len(runs)} recorded runs"
     elif timed:
-        seconds, most = timed["step_seconds"], profile.max_completion_length
+        seconds, most = timed["step_seconds"], profile.sampled_length
         longest = timed["completion_tokens"] >= 0.99 * profile.completions_per_step * most
         source = (f"{timed['hardware']}, {timed['steps_counted']} timed steps "
                   f"{'of the greatest length' if longest else 'at the beginning of a training'}; "

@@ -47,7 +47,8 @@ class Profile:
     prompts_per_step: int = 8
     micro_batch: int = 128  # completions in one forward and backward pass
     max_prompt_length: int = 16  # tokens
-    max_completion_length: int = 144  # tokens
+    max_completion_length: int = 144  # tokens, when held-out puzzles are answered
+    training_length: int | None = None  # tokens in training, if fewer than that
     learning_rate: float = 2e-4
     warmup_steps: int = 0
     steps: int = 80
@@ -73,6 +74,7 @@ class Profile:
     needs_gpu = property(lambda self: self.min_gpu_gib > 0)
     completions_per_step = property(lambda self: self.group_size * self.prompts_per_step)
     accumulation_steps = property(lambda self: self.completions_per_step // self.micro_batch)
+    sampled_length = property(lambda self: self.training_length or self.max_completion_length)
 
     def __post_init__(self):
         """Refuse what a trainer or a sampler would silently change."""
@@ -83,6 +85,9 @@ class Profile:
             raise ValueError(
                 f"profile {self.name}: {self.group_size} completions x {self.prompts_per_step} "
                 f"prompts do not divide into micro-batches of {self.micro_batch}; change one")
+        if self.training_length == 0 or not 0 < self.sampled_length <= self.max_completion_length:
+            raise ValueError(f"profile {self.name}: training_length is {self.training_length}; "
+                             f"give 1 to {self.max_completion_length} tokens")
         if self.max_num_seqs == 256:
             raise ValueError(f"profile {self.name}: Unsloth takes max_num_seqs=256 for 'not given' "
                              "and would choose fewer; write 255 or 257")
@@ -95,8 +100,7 @@ class Profile:
               f"{self.group_size} completions = {self.completions_per_step} completions a step, in "
               f"{self.accumulation_steps} pass(es) of {self.micro_batch}\n"
               f"  {self.steps} steps{smoke} at learning rate {self.learning_rate:g}, completions "
-              f"of at most {self.max_completion_length} tokens, checkpoint every "
-              f"{self.save_every} steps"
+              f"of at most {self.sampled_length} tokens, checkpoint every {self.save_every} steps"
               f"\n  weights: {self.quantisation or 'full precision'}, {weights}; sampling: "
               f"{'vLLM' if self.uses_vllm else 'transformers'}\n  {self.measured_on}")
 
@@ -194,7 +198,8 @@ def differences(profile, saved):
     ``measured_on`` is a remark, no setting; a setting that is younger than the saved profile is
     taken to be as it is here, unless it is known what such runs had.
     """
-    here, known = settings(profile), {"format_weight": 1.0, "roomy_gib": 0.0, "standby": False}
+    here, known = settings(profile), {
+        "format_weight": 1.0, "roomy_gib": 0.0, "standby": False, "training_length": None}
     saved = here | known | saved
     if here["cold_start"] and saved["cold_start"]:
         saved["cold_start"] = here["cold_start"] | saved["cold_start"]

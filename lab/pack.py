@@ -271,6 +271,9 @@ def _trained_with(config, profile):
     if not arguments:  # a run from before it was noted
         return had, {}
     had |= {name: arguments[theirs] for name, theirs in ARGUMENTS.items() if theirs in arguments}
+    planned = config["profile"]
+    if had["max_completion_length"] == planned.get("training_length"):  # shorter, as it says
+        had["max_completion_length"] = planned["max_completion_length"]
     group, micro_batch, passes = (arguments[name] for name in BATCH)
     had["prompts_per_step"] = micro_batch * passes // group
     had["format_weight"] = profile.format_weight  # it is one of the reward_weights

@@ -118,7 +118,7 @@ def make_trainer(model, tokenizer, config, reward_funcs, train_set, callbacks=()
 
 def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=None,
            temperatures=TEMPERATURES, watch=0, every=10, easy_first=False, merge=False,
-           short_first=None, **changes):
+           **changes):
     """Evaluate, train, evaluate again, and leave everything in the run's folder.
 
     Parameters
@@ -146,8 +146,6 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
         A curriculum: see `by_difficulty`.
     merge : bool
         Sample in training from merged 16-bit weights: see `lab.merging`.
-    short_first : (int, int), optional
-        Tokens a completion in the first steps, and how many steps: see `lab.lengths`.
     **changes
         Arguments of GRPOConfig that replace the profile's.
 
@@ -183,17 +181,12 @@ def record(profile, seed, part="test", name=None, reward_funcs=REWARDS, minutes=
     trainer = make_trainer(
         model, tokenizer, make_config(profile, run, seed, **changes), reward_funcs,
         prompt_dataset(puzzles, seed), callbacks)
-    if short_first:
-        from lab.lengths import ShortFirst
-
-        trainer.add_callback(ShortFirst(trainer, *short_first))
     train_or_resume(trainer, run, minutes)
     start = time.monotonic()
     after = evaluate(model, tokenizer, profile, held_out, "after", temperatures, seed)
     spent += time.monotonic() - start
-    more = {"short_first": list(short_first)} if short_first else {}
     finish(run, profile, part, pd.concat([before, after], ignore_index=True), spent,
-           "python -m lab.record", **more)
+           "python -m lab.record")
     if watch:
         replace_text(run / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve(run)))
     return run
@@ -255,7 +248,7 @@ def overlong(profile, tokens, weight=1.0):
         # trl's own, imported late: Unsloth has to be imported before trl
         from trl.rewards import get_soft_overlong_punishment
 
-        return get_soft_overlong_punishment(profile.max_completion_length, tokens)(
+        return get_soft_overlong_punishment(profile.sampled_length, tokens)(
             completion_ids=completion_ids, **kwargs)
 
     return (*REWARDS, overlong_punishment), {"reward_weights": [profile.format_weight, 1.0, weight]}
@@ -303,8 +296,6 @@ def main():
     parser.add_argument("--tries", type=float, nargs=2, metavar=("WEIGHT", "MOST"), help="so much "
                         "of the reward pays for useful tries where a puzzle is not solved, in full "
                         "from MOST tries on: see lab.useful")
-    parser.add_argument("--short-first", type=int, nargs=2, metavar=("TOKENS", "STEPS"),
-                        help="sample at most TOKENS a completion in the first STEPS steps")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
     parser.add_argument("--minutes", type=float, help="stop training after so many minutes")
     parser.add_argument("--watch", type=int, default=0, metavar="PUZZLES",
@@ -322,9 +313,6 @@ def main():
         profile = changed(profile, options.set)
     except (ValueError, profiles.NoGPU) as error:
         parser.error(str(error))
-    longest, (short, _) = profile.max_completion_length, options.short_first or (1, 0)
-    if not 0 < short < longest:  # before anything is loaded
-        parser.error(f"--short-first samples {short} tokens: give 1 to {longest - 1}")
     weight, most = options.tries or (0.5, 1)
     if options.overlong and options.tries or not (0 <= weight <= 1 and most >= 1):
         parser.error("--tries takes a WEIGHT from 0 to 1 and MOST from 1 on, without --overlong")
@@ -339,7 +327,7 @@ def main():
     config["scale_rewards"] = options.scale_rewards
     run = record(profile, options.seed, options.part, options.name, rewards, options.minutes,
                  options.temperatures, options.watch, options.every, options.easy_first,
-                 options.merge, options.short_first, **config)
+                 options.merge, **config)
     print(f"recorded in {show(RUNS / run.name)}")
     if options.reference:
         keep(run, REFERENCE_RUNS, files=FILES + (("curve.jsonl",) if options.watch else ()))

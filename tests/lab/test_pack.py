@@ -222,6 +222,16 @@ def test_what_is_changed_in_the_notebooks_settings_is_named(trained):
     assert named(trained, **usual, mask_truncated_completions=True) == {"mask_truncated": "True"}
 
 
+def test_a_shorter_training_length_of_the_profile_is_one_change():
+    settings = profiles.settings(profiles.CPU)
+    value = {"profile": settings | {"training_length": 64}, "seed": 0,
+             "training": TRAINING | {"max_completion_length": 64}}
+    assert pack.Run(value, [], None, {}).changes == {"training_length": "64"}
+    value["training"]["max_completion_length"] = 48
+    assert pack.Run(value, [], None, {}).changes == {"training_length": "64",
+                                                     "max_completion_length": "48"}
+
+
 def test_another_reward_or_other_puzzles_are_one_change_each(trained, monkeypatch):
     trainer, _ = trained
     usual = {"num_generations": 16, "learning_rate": 2e-4}

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,8 @@ from helpers import profiles
 from helpers.dataset import load_split
 from helpers.intervals import paired_gain
 from helpers.paths import DATA
-from helpers.runs import append_row, find_runs, read_rows
+from helpers.runs import append_row, find_runs, open_run, read_config, read_rows
+from lab import record
 from lab.record import by_difficulty, curve, main
 from lab.report import regrade
 from lab.saved import PUZZLES, WAYS
@@ -40,8 +42,8 @@ def test_several_processes_are_sent_elsewhere(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--short-first", "144", "3"], "give 1 to 143"),
-    (["--short-first", "0", "3"], "give 1 to 143"),
+    (["--set", "training_length=145"], "give 1 to 144 tokens"),
+    (["--set", "training_length=0"], "give 1 to 144 tokens"),
     (["--tries", "1.5", "6"], "WEIGHT from 0 to 1"), (["--tries", "0.3", "0"], "MOST from 1"),
     (["--tries", "0.3", "6", "--overlong", "20"], "without --overlong")])
 def test_wrong_options_are_refused_before_anything_is_loaded(options, message, monkeypatch, capsys):
@@ -199,3 +201,15 @@ def test_the_notebooks_run_is_of_the_profile_and_its_saved_model_was_compared():
     rows = json.loads((BY_NOTEBOOKS / "saved_answers.json").read_text())
     assert [row["way"] for row in rows] == list(WAYS.values())
     assert rows[0]["different"] == 0 and {row["puzzles"] for row in rows} == {PUZZLES}
+
+
+def test_a_shorter_training_length_is_of_training_alone(tmp_path, monkeypatch):
+    profile = replace(profiles.CPU_SHORT, steps=1, save_every=1, prompts_per_step=2, group_size=4,
+                      micro_batch=8, training_length=6)
+    folder = tmp_path / "run"
+    monkeypatch.setattr(record, "open_run", lambda *given: open_run(profile, folder=folder))
+    monkeypatch.setattr(record, "load_split", lambda *given: load_split("cpu", given[1]).head(4))
+    run = record.record(profile, 0, temperatures=(1.0,))
+    assert [row["completion_tokens"] for row in read_rows(run / "metrics.jsonl")] == [6.0]
+    assert read_config(run)["training"]["max_completion_length"] == 6
+    assert pd.read_parquet(run / "evaluation.parquet")["tokens"].max() > 6
