@@ -6,6 +6,7 @@ can count again, and data/habits.parquet holds a sample that was read, to see wh
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import pandas as pd
@@ -125,6 +126,26 @@ def count_habits(frame):
     return pd.DataFrame(rows, index=frame.index, columns=list(HABITS))
 
 
+def is_true(step):
+    """Return whether a calculation gives what is written."""
+    left, sign, right, result = step
+    if sign == "/":
+        return right != 0 and left == right * result
+    return {"+": left + right, "-": left - right, "*": left * right}[sign] == result
+
+
+def legal(steps, nums):
+    """Return whether a try's steps use every given number once, and each result before the last."""
+    pool = Counter(int(n) for n in nums)
+    for left, _, right, result in steps:
+        for side in (left, right):
+            if not pool[side]:
+                return False
+            pool[side] -= 1
+        pool[result] += 1
+    return len(steps) == len(nums) - 1
+
+
 def search_quality(text, nums, target):
     """Count what is right in a thought: steps, verdicts, and tries that use each number once.
 
@@ -136,24 +157,8 @@ def search_quality(text, nums, target):
         and the ``legal`` ones, which use every given number once and no other.
     """
     found = tries(text)
-    count = dict.fromkeys(("steps", "true", "verdicts", "sound", "tries", "different", "legal"), 0)
-    for one in found:
-        pool, legal = sorted(int(n) for n in nums), True
-        for left, operator, right, result in one.steps:
-            count["steps"] += 1
-            value = {"+": left + right, "-": left - right, "*": left * right}.get(operator)
-            if value is None:
-                value = left / right if right else None
-            count["true"] += value == result
-            for number in (left, right):
-                if number in pool:
-                    pool.remove(number)
-                else:
-                    legal = False
-            pool.append(result)
-        count["legal"] += legal and len(pool) == 1
-        if one.verdict:
-            count["verdicts"] += 1
-            count["sound"] += (one.verdict == "yes") == (one.steps[-1][3] == target)
-    count["tries"], count["different"] = len(found), len({one.steps for one in found})
-    return count
+    steps = [step for one in found for step in one.steps]
+    sound = [(one.verdict == "yes") == (one.steps[-1][3] == target) for one in found if one.verdict]
+    return {"steps": len(steps), "true": sum(map(is_true, steps)), "verdicts": len(sound),
+            "sound": sum(sound), "tries": len(found), "different": len({o.steps for o in found}),
+            "legal": sum(legal(one.steps, nums) for one in found)}

@@ -29,6 +29,7 @@ from helpers.runs import (
     write_json,
 )
 from lab import cells
+from lab.useful import tries_reward
 
 REWARDS = (strict_format_reward_func, equation_reward_func)
 
@@ -320,8 +321,6 @@ def main():
     rewards, config = (overlong(profile, options.overlong, options.overlong_weight)
                        if options.overlong else (REWARDS, {}))
     if options.tries:
-        from lab.useful import tries_reward
-
         rewards = (*REWARDS, tries_reward(most))
         config["reward_weights"] = [profile.format_weight, 1 - weight, weight]
     config["scale_rewards"] = options.scale_rewards

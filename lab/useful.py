@@ -6,36 +6,19 @@ A try is a line that holds a calculation (`lab.habits`). It need not reach the t
 """
 
 import argparse
-import operator
-from collections import Counter
 
 import pandas as pd
 
 from helpers.prompts import completion_text, parse_completion
 from helpers.rewards import equation_reward_func
 from helpers.runs import read_config
-from lab.habits import tries
+from lab.habits import is_true, legal, tries
 from lab.report import find_run
-
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-
-
-def legal(steps, nums):
-    """Return whether a try's steps use every given number once, and each result before the last."""
-    pool = Counter(int(n) for n in nums)
-    for left, _, right, result in steps:
-        for side in (left, right):
-            if not pool[side]:
-                return False
-            pool[side] -= 1
-        pool[result] += 1
-    return len(steps) == len(nums) - 1
 
 
 def right(steps):
     """Return whether each of a try's calculations gives what is written."""
-    return all(left == right * result and right != 0 if sign == "/"
-               else OPERATIONS[sign](left, right) == result for left, sign, right, result in steps)
+    return all(map(is_true, steps))
 
 
 def useful(text, nums):
@@ -86,14 +69,14 @@ def count(frame, limit):
     """
     rows = []
     for row in frame.itertuples():
-        found = [one.steps for one in tries(row.completion)]
-        good = [steps for steps in found if legal(steps, row.nums) and right(steps)]
+        found = [(one.steps, legal(one.steps, row.nums), right(one.steps))
+                 for one in tries(row.completion)]
         rows.append({
             "stage": row.stage, "temperature": row.temperature, "numbers": len(row.nums),
             "completions": 1, "solved": row.correct, "at once": row.correct and len(found) == 1,
-            "cut off": row.tokens >= limit,
-            "tries": len(found), "legal": sum(legal(steps, row.nums) for steps in found),
-            "right": sum(map(right, found)), "useful": len(set(good))})
+            "cut off": row.tokens >= limit, "tries": len(found),
+            "legal": sum(uses for _, uses, _ in found), "right": sum(true for *_, true in found),
+            "useful": len({steps for steps, uses, true in found if uses and true})})
     keys = ["stage", "temperature", "numbers"]
     table = pd.DataFrame(rows).groupby(keys, sort=False).sum()
     for column in ("solved", "at once", "cut off"):

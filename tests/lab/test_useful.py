@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from helpers.paths import DATA, ROOT
-from lab.habits import tries
-from lab.useful import count, legal, main, right, tries_reward, useful
+from lab.habits import legal, tries
+from lab.useful import count, main, right, tries_reward, useful
 
 NUMS = [8, 6, 7]
 GOOD = "8 - 6 = 2, 2 * 7 = 14 no"
